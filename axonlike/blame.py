@@ -1,0 +1,78 @@
+"""Where an error happened: path, layer, input specs and the trail, as a note on it."""
+
+from __future__ import annotations
+
+import os
+import types
+from typing import Any
+
+import jax
+
+from axonlike.spec import show
+
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_MARK = "_axonlike_blamed"
+
+
+def blame(error: Exception, frame: Any, parent: Any, name: str) -> None:
+    """Adds the note, once: at the innermost layer that the error passed through."""
+    if getattr(error, _MARK, False):
+        return
+    setattr(error, _MARK, True)
+    error.add_note(_place(frame) + _trail(frame, parent, name))
+
+
+def hide(error: Exception) -> Exception:
+    """The error without our own stack frames, so that the user's lines stand together.
+
+    JAX's switch for its own frames (`jax_traceback_filtering`) governs these too.
+    """
+    if jax.config.values.get("jax_traceback_filtering") == "off":
+        return error
+    kept: list[types.TracebackType] = []
+    trace = error.__traceback__
+    while trace is not None:
+        if not trace.tb_frame.f_code.co_filename.startswith(_HERE):
+            kept.append(trace)
+        trace = trace.tb_next
+    following: types.TracebackType | None = None
+    for item in reversed(kept):
+        following = types.TracebackType(
+            following, item.tb_frame, item.tb_lasti, item.tb_lineno
+        )
+    return error.with_traceback(following)
+
+
+def here(depth: int) -> tuple[str, int]:
+    """File and line of the nearest caller outside this package."""
+    import sys
+
+    frame: types.FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    if frame is None:
+        return ("?", 0)
+    return frame.f_code.co_filename, frame.f_lineno
+
+
+def _place(frame: Any) -> str:
+    layer = frame.layer
+    file, line = layer.source
+    text = f"  in {frame.site or 'the model'}: {layer.headline}{_inputs(frame.given)}"
+    return f"{text:<68}  ({os.path.basename(file)}:{line})"
+
+
+def _inputs(args: tuple[Any, ...]) -> str:
+    if not args:
+        return ""
+    return " on " + show(args[0] if len(args) == 1 else args)
+
+
+def _trail(frame: Any, parent: Any, name: str) -> str:
+    if parent is None or not name:
+        return ""
+    steps = [f"input {show(parent.given[0])}"] if len(parent.given) == 1 else []
+    if len(parent.given) > 1:
+        steps = [f"inputs {show(parent.given)}"]
+    steps += [f"{step} {show(y)}" for step, y in parent.trail if step]
+    return f"\n  trail: {' -> '.join([*steps, name])} ✗"

@@ -1,0 +1,1 @@
+"""Layers made of layers: `wire`, what is written with it, and the lifted ones."""

@@ -1,0 +1,749 @@
+"""Combinators that run a child inside a transformed function: scan, vmap, checkpoint, cond."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from axonlike.combinators.basic import identity, wrapper
+from axonlike.errors import ShapeError
+from axonlike.frame import Frame
+from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
+from axonlike.names import assign, given, inside
+from axonlike.paths import check_name
+from axonlike.spec import same, show
+from axonlike.types import PyTree
+
+Policy = Callable[..., bool] | bool | None
+
+
+@layer
+def repeat(
+    f: Any,
+    n: int,
+    *,
+    stacked: bool = True,
+    unroll: int = 1,
+    remat: Any = None,
+    tied: bool = False,
+    name: str | None = None,
+) -> Any:
+    """A layer n times, one after the other; the operator `f ** n`.
+
+    Each copy has its own weights, equal bit for bit however they are stored: `stacked`
+    keeps them with a leading axis at `*/...` and runs one `lax.scan` (compile time does not
+    grow with n), otherwise they stand at `0/...`, `1/...`.
+
+    Args:
+        f: a layer whose output has the spec of its input.
+        n: how many; 0 is the identity.
+        stacked: one scan over stacked params, or a loop unrolled at trace time.
+        unroll: copies per iteration of the scan.
+        remat: True, or a policy of `jax.checkpoint_policies`: recompute each copy's
+            activations in the backward pass.
+        tied: one set of weights for all copies.
+
+    Shapes:
+        input, output: what `f` takes and returns.
+        params: `(n, ...)` for each of `f`'s when stacked.
+
+    Raises:
+        ShapeError: `f` returns another spec than it takes.
+
+    Example:
+        >>> import jax, axonlike as al
+        >>> blocks = al.repeat(al.residual(al.dense(8)), 4)
+        >>> params, state = blocks.init(jax.random.key(0), (None, 8))
+        >>> params["*"]["kernel"].shape
+        (4, 8, 8)
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 0:
+        raise ValueError(f"repeat: n must be an int from 0 on, got {n!r}.")
+    if unroll < 1:
+        raise ValueError(f"repeat: unroll must be a positive int, got {unroll!r}.")
+    if n == 0:
+        return identity
+    if not isinstance(f, Layer):
+        f = as_layer(f, "repeat")
+        return repeat(f, n, stacked=stacked, unroll=unroll, remat=remat, tied=tied)
+
+    def once(frame: Frame, x: PyTree) -> PyTree:
+        y = frame.call("f", (x,))
+        _same_spec("repeat", x, y)
+        return y
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        x = args[0] if len(args) == 1 else args
+        if tied:
+            return _tied(frame, x, n, once, stacked, unroll, remat)
+        if not stacked:
+            return _unrolled(frame, x, n, once, remat)
+        return _stacked(frame, x, n, once, unroll, remat)
+
+    if tied:
+        return wrapper(f, run)
+    names = frozenset(["*"] if stacked else map(str, range(n)))
+    stem = "repeat" if f.kind == "serial" and f.name is None else f.stem
+    return Node(run, {"f": f}, inside(f), stem=stem, names=names)
+
+
+Once = Callable[[Frame, Any], Any]
+
+
+def _stacked(
+    frame: Frame, x: PyTree, n: int, once: Once, unroll: int, remat: Any
+) -> PyTree:
+    if frame.run.recorder is not None:
+        return once(frame.under("*", index=0, stack=n), x)
+
+    def body(x: PyTree, each: Any) -> Any:
+        inner = frame.under("*", each[0], each[1], index=each[2])
+        y = once(inner, x)
+        return y, (inner.state, inner.taken)
+
+    each = (frame.params.get("*", {}), frame.state.get("*", {}), _index(frame, n))
+    _check_stack(each[:2], n)
+    y, (state, taken) = jax.lax.scan(
+        _remat(body, remat, in_scan=True), x, each, length=n, unroll=unroll
+    )
+    _keep(frame, {"*": state}, taken)
+    return y
+
+
+def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree:
+    states: dict[str, Any] = {}
+    for i in range(n):
+        step = str(i)
+        with jax.named_scope(step):
+            x, state, taken = _isolated(
+                frame, x, once, remat, step,
+                frame.params.get(step, {}), frame.state.get(step, {}), i,
+            )  # fmt: skip
+        states[step] = state
+        frame.taken.update(taken)
+    _keep(frame, states, {})
+    return x
+
+
+def _isolated(
+    frame: Frame,
+    x: Any,
+    once: Once,
+    remat: Any,
+    step: str | None,
+    params: Any,
+    state: Any,
+    i: int,
+) -> Any:
+    """One copy, its params and state arguments of what may be rematerialized."""
+
+    def body(params: Any, state: Any, x: Any) -> Any:
+        stack = None if step is None else -1
+        inner = frame.under(step, params, state, index=i, stack=stack)
+        y = once(inner, x)
+        return y, inner.state, inner.taken
+
+    if frame.run.recorder is not None:
+        return body(params, state, x)
+    return _remat(body, remat)(params, state, x)
+
+
+def _tied(
+    frame: Frame, x: PyTree, n: int, once: Once, stacked: bool, unroll: int, remat: Any
+) -> PyTree:
+    if frame.run.recorder is not None:
+        return once(frame.under(), x)
+    if not stacked:
+        for i in range(n):
+            x, state, taken = _isolated(
+                frame, x, once, remat, None, frame.params, frame.state, i
+            )
+            frame.state = state
+            frame.taken.update(taken)
+        return x
+
+    def body(carry: Any, index: Any) -> Any:
+        inner = frame.under(None, frame.params, carry[1], index=index)
+        y = once(inner, carry[0])
+        return (y, inner.state), inner.taken
+
+    (y, state), taken = jax.lax.scan(
+        _remat(body, remat, in_scan=True), (x, frame.state), _index(frame, n),
+        length=n, unroll=unroll,
+    )  # fmt: skip
+    _keep(frame, state, taken)
+    return y
+
+
+@layer
+def scan(
+    cell: Any,
+    *,
+    axis: int = 1,
+    reverse: bool = False,
+    return_carry: bool = False,
+    name: str | None = None,
+) -> Any:
+    """A recurrent cell over time.
+
+    A cell is a layer that maps `(carry, x)` to `(carry, y)` and has an `initial_carry`;
+    its `project`, if it has one, is computed for all steps at once. Adds no level to paths.
+
+    Args:
+        cell: such as `lstm_cell(64)`.
+        axis: the time axis of the input.
+        reverse: from the last step to the first; outputs stay at their places.
+        return_carry: also return the last carry.
+
+    Shapes:
+        input: `(batch, time, ...)` for axis 1, or a pytree of those; optionally a second
+            input `initial_carry`.
+        output: `(batch, time, ...)`, or `(outputs, carry)`.
+
+    Raises:
+        TypeError: the layer is not a cell.
+        ShapeError: the input has no such axis, or a step changes the carry's spec.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.scan(al.lstm_cell(8)).output_spec(al.spec("b t 4")).shape
+        (b, t, 8)
+    """
+    if not isinstance(cell, Layer):
+        return scan(
+            as_layer(cell, "scan"),
+            axis=axis,
+            reverse=reverse,
+            return_carry=return_carry,
+        )
+    has = _methods(cell)
+    if "initial_carry" not in has:
+        raise TypeError(
+            f"scan: {cell.headline} is not a cell: it has no initial_carry. "
+            "Use a cell such as lstm_cell(64), or return al.Cell(...) from your factory."
+        )
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        xs, carry = _sequence(args, kwargs)
+        xs = jax.tree.map(lambda a: _time_first(a, axis), xs)
+        if carry is None:
+            carry = frame.call(
+                "f", (jax.tree.map(lambda a: a[0], xs),), {}, "initial_carry"
+            )
+        if "project" in has:
+            xs = frame.call("f", (xs,), {}, "project")
+        elif frame.run.recorder is not None:
+            frame.under().call("f", (carry, jax.tree.map(lambda a: a[0], xs)))
+        length = jax.tree.leaves(xs)[0].shape[0]
+
+        def step(carry: Any, each: Any) -> Any:
+            inner = frame.under(None, frame.params, carry[1], index=each[1])
+            after, y = inner.call("f", (carry[0], each[0]), {}, "step")
+            _same_spec("scan", carry[0], after)
+            return (after, inner.state), (y, inner.taken)
+
+        (last, state), (ys, taken) = jax.lax.scan(
+            step, (carry, frame.state), (xs, _index(frame, length)),
+            length=length, reverse=reverse,
+        )  # fmt: skip
+        _keep(frame, state, taken)
+        ys = jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), ys)
+        return (ys, last) if return_carry else ys
+
+    return wrapper(cell, run)
+
+
+def _methods(cell: Layer) -> Mapping[str, Any]:
+    """What a cell can do; a wrapper around a cell can do what the cell can."""
+    while cell.transparent:
+        cell = cell.children["f"]
+    return cell.methods
+
+
+def _sequence(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    unknown = set(kwargs) - {"initial_carry"}
+    if unknown or not 1 <= len(args) <= 2:
+        raise TypeError(
+            f"scan: expected a sequence and optionally initial_carry, got {len(args)} "
+            f"inputs and {sorted(kwargs)}."
+        )
+    return args[0], kwargs.get("initial_carry", args[1] if len(args) == 2 else None)
+
+
+def _time_first(a: Any, axis: int) -> Any:
+    if not -a.ndim <= axis < a.ndim:
+        raise ShapeError("scan", f"an axis {axis} of time", show(a), "Check axis=.")
+    return jnp.moveaxis(a, axis, 0)
+
+
+@layer
+def bidirectional(
+    f: Any, b: Any = None, *, axis: int = 1, name: str | None = None
+) -> Any:
+    """A layer over time and another over reversed time, their outputs joined.
+
+    Args:
+        f: a layer over sequences, such as `lstm(64)`; at path `forward`.
+        b: the one that sees time reversed, at path `backward`; None for one like `f`,
+            with its own weights.
+        axis: the time axis.
+
+    Shapes:
+        input: `(batch, time, ...)`.
+        output: `(batch, time, f's width + b's width)`.
+
+    Raises:
+        ShapeError: a direction returns something else than one array over time.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.bidirectional(al.gru(8)).output_spec(al.spec("b t 4")).shape
+        (b, t, 16)
+
+    References:
+        Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE 1997.
+    """
+    if not isinstance(f, Layer) or not isinstance(b, Layer) or f.name or b.name:
+        first = as_layer(f, "bidirectional").named(None)
+        second = first if b is None else as_layer(b, "bidirectional").named(None)
+        return bidirectional(first, second, axis=axis)
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        (x,) = args
+        y = frame.call("forward", (x,))
+        flipped = jax.tree.map(lambda a: jnp.flip(a, axis), x)
+        z = frame.call("backward", (flipped,))
+        for side, out in (("forward", y), ("backward", z)):
+            if not hasattr(out, "ndim") or out.ndim <= axis:
+                raise ShapeError(
+                    "bidirectional", f"one array over time from {side}", show(out),
+                    "Use layers that return sequences, without return_carry.",
+                )  # fmt: skip
+        return jnp.concatenate([y, jnp.flip(z, axis)], -1)
+
+    children = {"forward": f, "backward": b}
+    places = {slot: given(slot, child) for slot, child in children.items()}
+    return Node(run, children, places)
+
+
+@layer
+def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
+    """n copies of a layer with their own weights, all on one input, by `jax.vmap`.
+
+    Args:
+        f: a layer.
+        n: how many.
+
+    Shapes:
+        input: what `f` takes.
+        output: `(n, ...)` of what `f` returns.
+        params: `(n, ...)` for each of `f`'s, at `*/...`.
+
+    Raises:
+        ValueError: n is not a positive int.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.ensemble(al.dense(3), 5).output_spec(al.spec("b 4")).shape
+        (5, b, 3)
+
+    References:
+        Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation
+        using Deep Ensembles", NIPS 2017.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"ensemble: n must be a positive int, got {n!r}.")
+    if not isinstance(f, Layer):
+        return ensemble(as_layer(f, "ensemble"), n)
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        def member(params: Any, state: Any, index: Any) -> Any:
+            inner = frame.under("*", params, state, index=index, stack=n)
+            y = inner.call("f", args, kwargs, method)
+            return y, inner.state, inner.taken
+
+        if frame.run.recorder is not None:
+            return jax.vmap(lambda _: member({}, {}, 0)[0])(jnp.zeros(n))
+        params, state = frame.params.get("*", {}), frame.state.get("*", {})
+        _check_stack((params, state), n)
+        y, state, taken = jax.vmap(member, axis_size=n)(params, state, _index(frame, n))
+        _keep(frame, {"*": state}, taken)
+        return y
+
+    stem = "ensemble" if f.kind == "serial" and f.name is None else f.stem
+    return Node(run, {"f": f}, inside(f), stem=stem, names=frozenset(["*"]))
+
+
+@layer
+def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
+    """A layer mapped over an axis that it does not know about: one set of weights.
+
+    Args:
+        f: a layer.
+        in_axes: as in `jax.vmap`, for the one input.
+
+    Shapes:
+        input: what `f` takes with one more axis, at `in_axes`.
+        output: what `f` returns with one more axis in front.
+
+    Raises:
+        ValueError: the layer's state changes, which would differ along the axis.
+
+    Example:
+        >>> import axonlike as al
+        >>> frames = al.vmap(al.conv(8, 3) >> al.global_avg_pool())
+        >>> frames.output_spec(al.spec("b t 16 16 3")).shape
+        (b, t, 8)
+    """
+    if not isinstance(f, Layer):
+        return vmap(as_layer(f, "vmap"), in_axes)
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        (x,) = args
+        size = _mapped_size(x, in_axes)
+        unchanged: list[bool] = []
+
+        def one(x: Any, index: Any) -> Any:
+            inner = frame.under(None, frame.params, frame.state, index=index)
+            y = inner.call("f", (x,), kwargs, method)
+            unchanged.append(_is(inner.state, frame.state))
+            return y, inner.taken
+
+        y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, _index(frame, size))
+        if not all(unchanged):
+            raise ValueError(
+                "vmap: the layer's state changes, and would differ along the mapped axis. "
+                "Use ensemble for a state each, or a layer that takes the extra axis."
+            )
+        frame.taken.update(taken)
+        return y
+
+    return wrapper(f, run)
+
+
+def _mapped_size(x: PyTree, in_axes: Any) -> Any:
+    sizes: list[Any] = []
+
+    def see(axis: Any, part: Any) -> Any:
+        if axis is not None:
+            sizes.extend(leaf.shape[axis] for leaf in jax.tree.leaves(part))
+        return axis
+
+    jax.tree.map(see, in_axes, x, is_leaf=lambda a: a is None)
+    if not sizes:
+        raise ShapeError(
+            "vmap", "an input with the mapped axis", show(x), "Check in_axes=."
+        )
+    return sizes[0]
+
+
+@layer
+def remat(f: Any, policy: Any = None, *, name: str | None = None) -> Any:
+    """A layer whose activations are computed again in the backward pass, to save memory.
+
+    Args:
+        f: a layer.
+        policy: of `jax.checkpoint_policies`, what to keep; None keeps only the input.
+
+    Shapes:
+        As `f`'s.
+
+    Example:
+        >>> import jax, axonlike as al
+        >>> al.remat(al.dense(8) >> jax.nn.gelu).output_spec(al.spec("b 4")).shape
+        (b, 8)
+
+    References:
+        Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    if not isinstance(f, Layer):
+        return remat(as_layer(f, "remat"), policy)
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        if frame.run.recorder is not None:
+            return frame.call("f", args, kwargs, method)
+
+        def body(params: Any, state: Any, args: Any, kwargs: Any) -> Any:
+            inner = frame.under(None, params, state)
+            y = inner.call("f", args, kwargs, method)
+            return y, inner.state, inner.taken
+
+        y, state, taken = _remat(body, policy or True)(
+            frame.params, frame.state, args, dict(kwargs)
+        )
+        _keep(frame, state, taken)
+        return y
+
+    return wrapper(f, run)
+
+
+@layer
+def cond(predicate: Any, f: Any, g: Any, *, name: str | None = None) -> Any:
+    """One of two layers, chosen at run time: `f` where the predicate holds, else `g`.
+
+    Args:
+        predicate: a function or layer of the input that returns one bool.
+        f: runs where it is true.
+        g: runs where it is false.
+
+    Shapes:
+        input: what all three take.
+        output: the one spec of `f` and `g`.
+
+    Raises:
+        ShapeError: `f` and `g` return different specs, or the predicate is not a scalar.
+
+    Example:
+        >>> import jax.numpy as jnp, axonlike as al
+        >>> model = al.cond(lambda x: jnp.sum(x) > 0, jnp.negative, al.identity)
+        >>> model.predict({}, {}, jnp.ones(2))
+        Array([-1., -1.], dtype=float32)
+    """
+    if not all(isinstance(item, Layer) for item in (predicate, f, g)):
+        return cond(*(as_layer(item, "cond") for item in (predicate, f, g)))
+    return _choice("cond", predicate.named("predicate"), [f, g], {})
+
+
+@layer
+def switch(index: Any, *layers: Any, name: str | None = None, **named: Any) -> Any:
+    """One of several layers, chosen at run time by number.
+
+    Args:
+        index: a function or layer of the input that returns one int; out of range, the
+            nearest layer runs (as in `jax.lax.switch`).
+        layers: the choices.
+        named: or by keyword.
+
+    Shapes:
+        input: what the index and every choice take.
+        output: the one spec of all choices.
+
+    Raises:
+        ShapeError: the choices return different specs, or the index is not a scalar.
+
+    Example:
+        >>> import jax.numpy as jnp, axonlike as al
+        >>> model = al.switch(lambda x: 1, al.identity, jnp.negative)
+        >>> model.predict({}, {}, jnp.ones(2))
+        Array([-1., -1.], dtype=float32)
+    """
+    if not layers and not named:
+        raise TypeError("switch: expected at least one layer, got none.")
+    if layers and named:
+        raise TypeError(
+            "switch: children are named by keyword or not at all, got both."
+        )
+    items = (index, *layers, *named.values())
+    if not all(isinstance(item, Layer) for item in items):
+        keys = {k: as_layer(c, "switch").named(None) for k, c in named.items()}
+        rest = [as_layer(item, "switch") for item in layers]
+        return switch(as_layer(index, "switch"), *rest, **keys)
+    return _choice("switch", index.named("index"), list(layers), named)
+
+
+def _choice(
+    kind: str, chooser: Layer, layers: list[Layer], named: Mapping[str, Layer]
+) -> Node:
+    for name in named:
+        check_name(name, ("index", "name"))
+    first = cast(str, chooser.name)
+    items = [*layers, *(c.named(k) for k, c in named.items())]
+    children, places = assign(items, splice=False)
+    if first in children:
+        raise ValueError(f"{kind}: {first!r} is taken by the choice. Rename the layer.")
+    children[first], places[first] = chooser, given(first, chooser)
+    slots = [slot for slot in children if slot != first]
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        chosen = jnp.asarray(frame.call(first, args, kwargs))
+        if chosen.shape != ():
+            raise ShapeError(kind, f"a scalar from {first}", show(chosen), "Reduce it.")
+        specs: dict[str, Any] = {}
+        branches = [_branch(frame, slot, kwargs, kind, specs) for slot in slots]
+        if kind == "cond":
+            y, state = jax.lax.cond(chosen, *branches, frame.state, args)
+        else:
+            y, state = jax.lax.switch(chosen, branches, frame.state, args)
+        _keep(frame, state, {})
+        return y
+
+    return Node(run, children, places)
+
+
+def _branch(
+    frame: Frame, slot: str, kwargs: Any, kind: str, specs: dict[str, Any]
+) -> Callable[[Any, Any], Any]:
+    def go(state: Any, args: Any) -> Any:
+        inner = frame.under(None, frame.params, state)
+        y = inner.call(slot, args, kwargs)
+        specs[slot] = jax.tree.map(jax.typeof, y)
+        _equal_outputs(kind, specs)
+        if inner.taken:
+            raise ValueError(
+                f"{kind}: cannot read inside {slot!r}, which may not run. "
+                f"Read the output of the {kind} instead."
+            )
+        return y, inner.state
+
+    return go
+
+
+def _equal_outputs(kind: str, specs: Mapping[str, Any]) -> None:
+    (first, a), *others = specs.items()
+    for slot, b in others:
+        if not _specs_equal(a, b):
+            raise ShapeError(
+                kind, "choices that return one spec",
+                f"{first} {show(a)}, {slot} {show(b)}", "Project them to one width.",
+            )  # fmt: skip
+
+
+@layer
+def frozen(f: Any, *, name: str | None = None) -> Any:
+    """A layer whose params get no gradient.
+
+    The gradient with respect to its params is zero, that with respect to its input is
+    not touched. An optimizer may still move them (weight decay does).
+
+    Args:
+        f: a layer.
+
+    Shapes:
+        As `f`'s.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, axonlike as al
+        >>> model = al.frozen(al.dense(2))
+        >>> params, state = model.init(jax.random.key(0), (None, 3))
+        >>> loss = lambda params: model.predict(params, state, jnp.ones((1, 3))).sum()
+        >>> float(jax.grad(loss)(params)["bias"][0])
+        0.0
+    """
+    if not isinstance(f, Layer):
+        return frozen(as_layer(f, "frozen"))
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        inner = frame.under(None, jax.lax.stop_gradient(frame.params), frame.state)
+        y = inner.call("f", args, kwargs, method)
+        frame.absorb(inner)
+        return y
+
+    return wrapper(f, run)
+
+
+@layer
+def mixed(
+    f: Any, compute: Any = None, output: Any = None, *, name: str | None = None
+) -> Any:
+    """A layer computed in another dtype: params and inputs are cast, integers are not.
+
+    Args:
+        f: a layer.
+        compute: dtype of the computation; None leaves it to the input.
+        output: dtype of the output; None leaves it as computed.
+
+    Shapes:
+        As `f`'s; floating-point outputs in `output`.
+
+    Raises:
+        TypeError: a dtype is not floating point.
+
+    Example:
+        >>> import jax.numpy as jnp, axonlike as al
+        >>> al.mixed(al.dense(2), jnp.bfloat16).output_spec((None, 3)).dtype
+        dtype(bfloat16)
+
+    References:
+        Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+    """
+    for dtype in (compute, output):
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(f"mixed: expected a floating-point dtype, got {dtype!r}.")
+    if not isinstance(f, Layer):
+        return mixed(as_layer(f, "mixed"), compute, output)
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        inner = frame.under(None, _cast(frame.params, compute), frame.state)
+        args, kwargs = _cast((args, dict(kwargs)), compute)
+        y = inner.call("f", args, kwargs, method)
+        frame.absorb(inner)
+        return _cast(y, output)
+
+    return wrapper(f, run)
+
+
+def _cast(tree: PyTree, dtype: Any) -> PyTree:
+    if dtype is None:
+        return tree
+
+    def one(x: Any) -> Any:
+        floating = hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(dtype) if floating and x.dtype != dtype else x
+
+    return jax.tree.map(one, tree)
+
+
+# --- what they share
+
+
+def _index(frame: Frame, n: Any) -> Any:
+    """Numbers to tell the passes apart, if a key below would be folded with them."""
+    run = frame.run
+    if run.key is None or run.recorder is not None or not frame.layer.uses_key:
+        return None
+    return jnp.arange(n, dtype=jnp.uint32)
+
+
+def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
+    if policy is None or policy is False:
+        return function
+    chosen = None if policy is True else policy
+    return jax.checkpoint(function, policy=chosen, prevent_cse=not in_scan)
+
+
+def _keep(frame: Frame, state: Any, taken: Mapping[str, Any]) -> None:
+    """New state and reads that came out of a transformed function."""
+    if isinstance(state, dict):
+        state = {k: v for k, v in cast("dict[str, Any]", state).items() if v != {}}
+    if jax.tree.structure(state) == jax.tree.structure(frame.state) and state:
+        frame.state = state
+    frame.taken.update(taken)
+
+
+def _is(after: Any, before: Any) -> bool:
+    pairs = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
+    return all(a is b for a, b in pairs)
+
+
+def _check_stack(trees: Any, n: int) -> None:
+    for leaf in jax.tree.leaves(trees):
+        if leaf.ndim == 0 or leaf.shape[0] != n:
+            raise ShapeError(
+                "stacked params", f"a leading axis of {n}", show(leaf),
+                "Pass the trees that init returned.",
+            )  # fmt: skip
+
+
+def _specs_equal(a: PyTree, b: PyTree) -> bool:
+    ours, theirs = jax.tree.flatten(a), jax.tree.flatten(b)
+    return ours[1] == theirs[1] and all(map(_same_leaf, ours[0], theirs[0]))
+
+
+def _same_leaf(a: Any, b: Any) -> bool:
+    if not (hasattr(a, "shape") and hasattr(b, "shape")):
+        return type(a) is type(b)
+    return same(a, b)
+
+
+def _same_spec(kind: str, before: PyTree, after: PyTree) -> None:
+    if not _specs_equal(before, after):
+        raise ShapeError(
+            kind, f"{show(before)} out, as it came in", show(after),
+            "What is run again on its own output must keep its shape and dtype.",
+        )  # fmt: skip
+
+
+OPERATORS["repeat"] = repeat

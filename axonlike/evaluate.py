@@ -1,0 +1,134 @@
+"""Running a model: `apply` on arrays, and the abstract pass on shapes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+
+from axonlike.blame import hide
+from axonlike.errors import PathError
+from axonlike.frame import Frame, Run, check_state
+from axonlike.initialize import Recorder, param_path, run_abstract
+from axonlike.names import walk
+from axonlike.types import Key, Params, PyTree, State
+
+
+class Apply:
+    """A layer's `apply`; equal to that of an equal layer, so `jax.jit` traces it once."""
+
+    __slots__ = ("__weakref__", "layer")
+    __name__ = "apply"
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+
+    def __call__(
+        self,
+        params: Params,
+        state: State,
+        x: PyTree,
+        *,
+        key: Key | None = None,
+        train: bool = False,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[PyTree, State]:
+        """Runs the layer.
+
+        Args:
+            params: as `init` made them.
+            state: as `init` or `apply` returned it.
+            x: the input, a pytree of arrays.
+            key: for layers that draw random numbers in training.
+            train: whether this is a training step; a Python bool.
+            options: static options by name, for the layers that declare them.
+
+        Returns:
+            `(y, state)`: the output, and the state with the structure it came with.
+        """
+        _keep(self)
+        run = Run(check_key(key, optional=True), _check_train(train), options)
+        return evaluate(self.layer, params, state, x, run)[:2]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Apply):
+            return NotImplemented
+        return self.layer == other.layer
+
+    def __hash__(self) -> int:
+        return self.layer.hash
+
+    def __repr__(self) -> str:
+        return f"{self.layer!r}.apply"
+
+
+_kept: OrderedDict[Apply, None] = OrderedDict()
+
+
+def _keep(apply: Apply) -> None:
+    """Holds on to recent `apply`s: `jax.jit` forgets a function that nothing refers to."""
+    _kept[apply] = None
+    if len(_kept) > 256:
+        _kept.popitem(last=False)
+
+
+def evaluate(
+    layer: Any, params: Params, state: State, x: PyTree, run: Run
+) -> tuple[PyTree, State, dict[str, Any]]:
+    """Output, new state and what `run.taps` read: the one way in which a model is run."""
+    for what, tree in (("params", params), ("state", state)):
+        if not isinstance(tree, dict):
+            raise TypeError(
+                f"{what}: expected a dict, got {type(tree).__name__}. "
+                "Pass the trees that init returned: apply(params, state, x)."
+            )
+    unknown = [name for name in run.options if name not in layer.options]
+    if unknown:
+        raise PathError("options", unknown[0], sorted(layer.options))
+    frame = Frame(layer, run, params, state, layer.places)
+    try:
+        y = frame.evaluate((x,))
+        if frame.state is not state:
+            check_state(state, frame.state, layer.kind)
+    except Exception as error:
+        raise hide(error) from error.__cause__
+    return y, frame.state, frame.taken
+
+
+def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
+    """The abstract pass; every child has to be reached in it."""
+    run = Run(recorder=Recorder())
+    y, recorder = run_abstract(layer, run, specs)
+    for path, child in walk(layer, layer.places, ""):
+        if param_path(path) not in recorder.reached and not layer.partial:
+            raise ValueError(
+                f"{path}: {child.headline} is never called, so init cannot know its input. "
+                "Call it, or take it out."
+            )
+    return y, recorder
+
+
+def check_key(key: Any, *, optional: bool = False) -> Any:
+    if optional and key is None:
+        return None
+    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
+    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    if (typed and shape == ()) or (dtype == np.uint32 and shape in ((2,), (4,))):
+        return key
+    got = f"{dtype}{list(shape)}" if shape is not None else type(key).__name__
+    raise TypeError(f"key: expected one jax.random.key(seed), got {got}.")
+
+
+def _check_train(train: Any) -> bool:
+    if isinstance(train, (bool, np.bool_)):
+        return bool(train)
+    if isinstance(train, jax.core.Tracer):
+        raise TypeError(
+            "train: expected a Python bool, got a traced value. "
+            "Write jax.jit(model.apply, static_argnames='train')."
+        )
+    raise TypeError(f"train: expected a Python bool, got {type(train).__name__}.")

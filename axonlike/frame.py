@@ -1,0 +1,318 @@
+"""The door: the one place through which a combinator reaches a child.
+
+A `Frame` is one evaluation of one layer. `Frame.call` slices params and state by name,
+hands on keys by path, opens a profiler scope, records new state, applies edits and reads,
+and adds path, layer and trail to an error. `Frame.under` is the same for code that runs
+a child inside a transformed function (`scan`, `vmap`, `checkpoint`): what such a frame
+gathers leaves it as values, so that nothing outlives the transformation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import jax
+
+from axonlike.blame import blame
+from axonlike.errors import ShapeError, nearest
+from axonlike.names import Place, closed
+from axonlike.signature import Signature
+from axonlike.spec import same, show
+from axonlike.types import Key, Params, PyTree, State
+
+_NO_KWARGS: Mapping[str, Any] = {}
+Edit = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What an evaluation reads and edits on its way, by site (a path, `#1` a second use)."""
+
+    reads: frozenset[str] = frozenset()
+    edits: Mapping[str, Edit] = field(default_factory=dict[str, Edit])
+
+    def visit(self, site: str, value: PyTree, taken: dict[str, Any]) -> PyTree:
+        """The value after edits; kept in `taken` when it is read."""
+        if site in self.edits:
+            value = self.edits[site](value)
+        if site in self.reads:
+            taken[site] = value
+        return value
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all frames of one evaluation share."""
+
+    key: Key | None = None
+    train: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    taps: Taps | None = None
+    recorder: Any = None
+
+
+class Frame:
+    """One evaluation of one layer; it never outlives its call."""
+
+    __slots__ = (
+        "layer", "run", "params", "state", "places", "site", "keypath",
+        "indices", "stack", "taken", "uses", "trail", "given",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        layer: Any,
+        run: Run,
+        params: Params,
+        state: State,
+        places: Mapping[str, Place],
+        site: str = "",
+        keypath: str = "",
+        indices: tuple[Any, ...] = (),
+        stack: tuple[int, ...] = (),
+        taken: dict[str, Any] | None = None,
+    ) -> None:
+        self.layer, self.run, self.params, self.state = layer, run, params, state
+        self.places, self.site, self.keypath = places, site, keypath
+        self.indices, self.stack = indices, stack
+        self.taken: dict[str, Any] = {} if taken is None else taken
+        self.uses: dict[str, int] = {}
+        self.trail: list[tuple[str, PyTree]] = []
+        self.given: tuple[Any, ...] = ()
+
+    def call(
+        self,
+        slot: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] = _NO_KWARGS,
+        method: str = "apply",
+    ) -> PyTree:
+        """Runs a child: the door."""
+        frame, name = self._enter(slot, method)
+        before = frame.state
+        if not name:
+            y = frame.evaluate(args, kwargs, method, self, name)
+        else:
+            with jax.named_scope(name):
+                y = frame.evaluate(args, kwargs, method, self, name)
+                if self.run.taps is not None and method == "apply":
+                    y = self.run.taps.visit(frame.site, y, self.taken)
+        if frame.state is not before:
+            self.state = _put(self.state, self.places[slot].path, frame.state)
+        if method == "apply":
+            self.trail.append((name, y))
+        return y
+
+    def evaluate(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] = _NO_KWARGS,
+        method: str = "apply",
+        parent: Frame | None = None,
+        name: str = "",
+    ) -> PyTree:
+        """Runs this frame's layer, adding where it stands to any error."""
+        self.given = args
+        try:
+            recorder = self.run.recorder
+            if recorder is not None:
+                return recorder.visit(self, args, kwargs, method)
+            if name or parent is None:
+                self._check_names(self.layer.names, self.layer)
+            return self.layer.run(self, args, kwargs, method)
+        except Exception as error:
+            blame(error, self, parent, name)
+            raise
+
+    def under(
+        self,
+        step: str | None = None,
+        params: Params | None = None,
+        state: State | None = None,
+        *,
+        index: Any = None,
+        stack: int | None = None,
+    ) -> Frame:
+        """This frame one index step lower, or inside a transformed function.
+
+        `index` tells this pass from the others to the keys of layers below; `stack` says,
+        for init, how many copies of each param this pass stands for (-1: one of several,
+        told apart by `index`).
+        """
+        site = self.site
+        if step is not None:
+            site = f"{site}/{step}" if site else step
+        indices, stacked = self.indices, self.stack
+        if self.run.recorder is None:
+            indices = indices if index is None else (*indices, index)
+        elif stack is not None:
+            indices, stacked = (*indices, index), (*stacked, stack)
+        frame = Frame(
+            self.layer, self.run,
+            self.params if params is None else params,
+            self.state if state is None else state,
+            self.places, site, self.keypath, indices, stacked,
+        )  # fmt: skip
+        frame.given, frame.trail = self.given, self.trail
+        if step is not None and self.run.recorder is None:
+            frame._check_names(closed(self.places), self.layer)
+        return frame
+
+    def absorb(self, frame: Frame) -> None:
+        """Takes over the state and the reads of an `under` frame of the same trace."""
+        self.state = frame.state
+        self.taken.update(frame.taken)
+
+    def child_params(self, slot: str) -> Params:
+        """The params of a child, to read (tied weights)."""
+        if self.run.recorder is not None:
+            return self.run.recorder.params_below(self._enter(slot, "params")[0])
+        params = _get(self.params, self.places[slot].path)
+        return params if isinstance(params, dict) else {}
+
+    def key(self) -> Key | None:
+        """A fresh key for this layer: root key, path, then the indices; None without."""
+        if self.run.key is None:
+            return None
+        key = fold_path(self.run.key, "apply", self.keypath)
+        for index in self.indices:
+            key = jax.random.fold_in(key, index)
+        return key
+
+    def emit(self, name: str, value: PyTree) -> PyTree:
+        """A site of its own below this layer; costs nothing unless something reads it."""
+        if self.run.taps is None:
+            return value
+        site = f"{self.site}/{name}" if self.site else name
+        return self.run.taps.visit(site, value, self.taken)
+
+    def services(self, sig: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that a function asks for."""
+        if not sig.services and not sig.options:
+            return dict(kwargs)
+        found = dict(kwargs)
+        for name in sig.options:
+            if name not in found and name in self.run.options:
+                found[name] = self.run.options[name]
+        missing = sorted(sig.needed - found.keys())
+        if missing:
+            raise TypeError(
+                f"option {missing[0]!r} was not given. "
+                f"Pass options={{{missing[0]!r}: ...}} to apply."
+            )
+        if "state" in sig.services:
+            found["state"] = self.state
+        if "train" in sig.services:
+            found["train"] = self.run.train
+        if "key" in sig.services:
+            found["key"] = self.key()
+        if "emit" in sig.services:
+            found["emit"] = self.emit
+        return found
+
+    def _enter(self, slot: str, method: str) -> tuple[Frame, str]:
+        """The child's frame and the name under which it runs."""
+        child, place = self.layer.children[slot], self.places[slot]
+        path = place.path
+        if not path:
+            params = self.params
+            if not place.below and len(self.places) > 1 and params:
+                siblings = closed({s: p for s, p in self.places.items() if p.path})
+                params = {k: v for k, v in params.items() if k not in (siblings or ())}
+            use = self._use(slot, method)
+            mark = f"#{use}" if use else ""
+            frame = Frame(
+                child, self.run, params, self.state, place.below, self.site + mark,
+                self.keypath + mark, self.indices, self.stack, self.taken,
+            )  # fmt: skip
+            return frame, ""
+        name = step = path[0] if len(path) == 1 else "/".join(path)
+        use = self._use(slot, method)
+        if use:
+            step = f"{name}#{use}"
+        frame = Frame(
+            child, self.run, _get(self.params, path), _get(self.state, path), place.below,
+            f"{self.site}/{step}" if self.site else step,
+            f"{self.keypath}/{step}" if self.keypath else step,
+            self.indices, self.stack, self.taken,
+        )  # fmt: skip
+        return frame, name
+
+    def _use(self, slot: str, method: str) -> int:
+        """How often this child was called before: shares weights, not randomness."""
+        if method not in ("apply", "step"):
+            return 0
+        use = self.uses.get(slot, 0)
+        self.uses[slot] = use + 1
+        return use
+
+    def _check_names(self, names: frozenset[str] | None, layer: Any) -> None:
+        """Params and state for no layer are a mistake: a stale or foreign tree."""
+        if names is None or layer.partial:
+            return
+        for what, tree in (("params", self.params), ("state", self.state)):
+            if tree.keys() <= names:
+                continue
+            extra = sorted(map(str, tree.keys() - names))
+            raise ValueError(
+                f"{what}: no layer is called {extra[0]!r}. "
+                f"{nearest(extra[0], sorted(names))} "
+                f"Take it out, or pass the {what} that init returned."
+            )
+
+
+def check_state(before: State, after: Any, kind: str) -> State:
+    """The new state of a layer: exactly the structure, shapes and dtypes it came with."""
+    if not isinstance(after, dict):
+        raise TypeError(
+            f"{kind}: apply takes state, so it must return (y, new_state) with a dict, "
+            f"got {type(after).__name__}."
+        )
+    old, new = jax.tree.flatten(before), jax.tree.flatten(after)
+    if old[1] != new[1] or not all(map(same, old[0], new[0])):
+        raise ShapeError(
+            kind,
+            f"new state {show(before)}",
+            show(after),
+            "Return the state with the structure, shapes and dtypes it came with.",
+        )
+    return after
+
+
+@lru_cache(maxsize=65536)
+def path_words(purpose: str, path: str) -> tuple[int, int]:
+    """A 64-bit hash of a purpose ("init" or "apply") and a path, as two words."""
+    data = hashlib.blake2b(f"{purpose}:{path}".encode(), digest_size=8).digest()
+    return int.from_bytes(data[:4], "big"), int.from_bytes(data[4:], "big")
+
+
+def fold_path(key: Key, purpose: str, path: str) -> Key:
+    """The key of one layer: the root key folded with the hash of its path."""
+    high, low = path_words(purpose, path)
+    return jax.random.fold_in(jax.random.fold_in(key, high), low)
+
+
+def _get(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    for step in path:
+        found = tree.get(step)
+        if found is None:
+            return {}
+        if not isinstance(found, dict):
+            raise TypeError(
+                f"params or state: expected a dict at {step!r}, "
+                f"got {show(found)}. Pass the trees that init returned."
+            )
+        tree = found
+    return tree
+
+
+def _put(tree: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    if not path:
+        return value
+    first, *rest = path
+    below = _put(tree.get(first, {}), tuple(rest), value)
+    return {**tree, first: below}

@@ -1,0 +1,481 @@
+"""Init: one abstract pass finds every leaf and its input, then each leaf makes its arrays.
+
+The pass runs the model on shapes alone. What a leaf's `init` reads of its input's shape is
+recorded, so that one compiled init serves every batch size and every equal layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from axonlike.errors import ShapeError
+from axonlike.frame import Frame, path_words
+from axonlike.paths import matching
+from axonlike.spec import is_unknown, same, show
+from axonlike.types import Key, Params, PyTree, State
+
+
+class _Shape(tuple[Any, ...]):
+    """A shape that remembers which of its sizes were read."""
+
+    reads: set[int]
+
+    def __new__(cls, sizes: tuple[Any, ...], reads: set[int]) -> _Shape:
+        shape = super().__new__(cls, sizes)
+        shape.reads = reads
+        return shape
+
+    def _all(self) -> tuple[Any, ...]:
+        self.reads.update(range(len(self)))
+        return tuple.__getitem__(self, slice(None))
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = range(len(self))[index]
+        self.reads.update([chosen] if isinstance(chosen, int) else chosen)
+        return tuple.__getitem__(self, index)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._all())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(self._all())
+
+    def __add__(self, other: Any) -> Any:
+        return self._all() + tuple(other)
+
+    def __radd__(self, other: Any) -> Any:
+        return tuple(other) + self._all()
+
+    def __mul__(self, times: Any) -> Any:
+        return self._all() * times
+
+    __rmul__ = __mul__
+
+    def __eq__(self, other: object) -> bool:
+        return self._all() == other
+
+    def __ne__(self, other: object) -> bool:
+        return self._all() != other
+
+    def __lt__(self, other: Any) -> bool:
+        return self._all() < other
+
+    def __gt__(self, other: Any) -> bool:
+        return self._all() > other
+
+    def __hash__(self) -> int:
+        return hash(self._all())
+
+    def __contains__(self, size: object) -> bool:
+        return size in self._all()
+
+    def __repr__(self) -> str:
+        return repr(self._all())
+
+    def index(self, *args: Any) -> int:
+        return self._all().index(*args)
+
+    def count(self, value: Any) -> int:
+        return self._all().count(value)
+
+
+class Template:
+    """What `init` receives for an input: shape and dtype, no values.
+
+    A leaf's init runs once for all inputs that agree in what it reads here.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        self._spec = spec
+        self._reads: set[int] = set()
+        self.dtype = spec.dtype
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Sizes, ints or symbolic dims."""
+        return _Shape(tuple(self._spec.shape), self._reads)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self._spec.shape)
+
+    @property
+    def size(self) -> Any:
+        """The number of elements."""
+        total = 1
+        for n in self.shape:
+            total = total * n
+        return total
+
+    def __repr__(self) -> str:
+        return show(self._spec)
+
+
+class Leaf(NamedTuple):
+    """One leaf that the pass reached: where it stands and how it makes its arrays."""
+
+    layer: Any
+    path: str
+    keypath: str
+    stack: tuple[int, ...]
+    indices: tuple[int, ...]
+    plan: Plan
+
+
+@dataclass
+class Plan:
+    """A leaf's init, traced: specs of its params and state, and the compiled functions."""
+
+    function: Any
+    params: Any
+    state: Any
+    reads: tuple[tuple[int, int, Any], ...]
+    compiled: dict[Any, Any] = field(default_factory=dict[Any, Any])
+
+    def fits(self, specs: list[Any]) -> bool:
+        """Whether an input has the sizes that this plan was traced for."""
+        return all(specs[leaf].shape[axis] == size for leaf, axis, size in self.reads)
+
+    def arrays(self, leaf: Leaf, key: Key, shardings: Any = None) -> tuple[Any, Any]:
+        """Params and state of one leaf: one call of one compiled function."""
+        stack = tuple(n if n >= 0 else -1 for n in leaf.stack)
+        which = (stack, _hashable(shardings))
+        if which not in self.compiled:
+            self.compiled[which] = self._compile(stack, shardings)
+        words = np.array(path_words("init", leaf.keypath), np.uint32)
+        return self.compiled[which](key, words, np.array(leaf.indices, np.uint32))
+
+    def _compile(self, stack: tuple[int, ...], shardings: Any) -> Any:
+        def make(key: Key, words: Any, indices: Any) -> Any:
+            key = jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1])
+            return _stacked(self.function, key, stack, iter(indices))
+
+        if shardings is None:
+            return jax.jit(make)
+        return jax.jit(make, out_shardings=shardings)
+
+
+def _stacked(function: Any, key: Key, stack: tuple[int, ...], rest: Any) -> Any:
+    """One leaf's arrays; an axis in front for each index that stands for all copies.
+
+    `lax.map` rather than `vmap`: each copy is computed by the same code as a single one,
+    so that stacked and unrolled weights are equal to the bit.
+    """
+    if not stack:
+        return function(key)
+    count, *inner = stack
+    if count < 0:
+        key = jax.random.fold_in(key, next(rest))
+        return _stacked(function, key, tuple(inner), rest)
+    rest = list(rest)
+
+    def one(index: Any) -> Any:
+        below = jax.random.fold_in(key, index)
+        return _stacked(function, below, tuple(inner), iter(rest))
+
+    return jax.lax.map(one, jnp.arange(count, dtype=jnp.uint32))
+
+
+_plans: OrderedDict[Any, list[Plan]] = OrderedDict()
+_plans_lock = threading.Lock()
+_MOST_PLANS = 4096
+
+
+def plan_for(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    """The traced init of a leaf for such inputs, made once for equal leaves."""
+    specs, tree = jax.tree.flatten((args, dict(kwargs)))
+    ranks = tuple((len(s.shape), str(s.dtype)) for s in specs)
+    where = (layer.named(None), tree, ranks, bool(jax.config.jax_enable_x64))  # type: ignore[attr-defined]
+    with _plans_lock:
+        known = _plans.setdefault(where, [])
+        _plans.move_to_end(where)
+        while len(_plans) > _MOST_PLANS:
+            _plans.popitem(last=False)
+    for plan in known:
+        if plan.fits(specs):
+            return plan
+    plan = _trace(layer, specs, tree)
+    known.append(plan)
+    return plan
+
+
+def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
+    templates = [Template(spec) for spec in specs]
+    args, kwargs = jax.tree.unflatten(tree, templates)
+
+    def function(key: Key) -> tuple[Any, Any]:
+        made = layer.init_function(key, *args, **kwargs)
+        return _params_and_state(layer, made)
+
+    params, state = jax.eval_shape(function, jax.eval_shape(lambda: jax.random.key(0)))
+    for name, array in _named(params) + _named(state):
+        _check_known(layer, name, array)
+    reads = tuple(
+        (leaf, axis, specs[leaf].shape[axis])
+        for leaf, template in enumerate(templates)
+        for axis in sorted(template._reads)
+    )
+    return Plan(function, params, state, reads)
+
+
+def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:
+    if "state" in layer.signature.services:
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise TypeError(
+                f"{layer.kind}: apply takes state, so init must return (params, state), "
+                f"got {show(made)}."
+            )
+        params, state = made
+    else:
+        params, state = made, {}
+    for what, tree in (("params", params), ("state", state)):
+        if not isinstance(tree, dict):
+            raise TypeError(
+                f"{layer.kind}: init must return a dict of {what}, got {show(tree)}."
+            )
+    return params, state
+
+
+def _check_known(layer: Any, name: str, array: Any) -> None:
+    if any(is_unknown(dim) for dim in array.shape):
+        raise ShapeError(
+            layer.kind,
+            f"known sizes for {name!r}",
+            show(array),
+            "Params cannot depend on an unknown dim: declare its size in the spec.",
+        )
+
+
+def _named(tree: Any) -> list[tuple[str, Any]]:
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in found]
+
+
+class Recorder:
+    """What the abstract pass finds: every leaf by path, in the order it is reached."""
+
+    def __init__(self) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        self.reached: set[str] = set()
+        self._memo: dict[Any, tuple[list[Leaf], list[str], Any]] = {}
+        self._log: list[Leaf] = []
+        self._seen: list[str] = []
+
+    def visit(self, frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        """Runs a layer on shapes; an equal layer on equal shapes is not run again."""
+        path = param_path(frame.site)
+        self._reach(path)
+        where = _memo_key(frame, args, kwargs, method)
+        if where is not None and where in self._memo:
+            return self._replay(frame, *self._memo[where])
+        start, seen = len(self._log), len(self._seen)
+        y = frame.layer.run(frame, args, kwargs, method)
+        if where is not None and _plain(y):
+            leaves = [_below(leaf, frame) for leaf in self._log[start:]]
+            paths = [p[len(path) :].lstrip("/") for p in self._seen[seen:]]
+            self._memo[where] = (leaves, paths, jax.tree.map(_struct, y))
+        return y
+
+    def leaf(self, frame: Frame, args: Any, kwargs: Any) -> None:
+        """Gives a leaf's frame placeholders for what its init will make."""
+        layer = frame.layer
+        plan = plan_for(layer, *jax.tree.map(_struct, (args, dict(kwargs))))
+        indices = tuple(
+            i for i, n in zip(frame.indices, frame.stack, strict=True) if n < 0
+        )
+        self._add(
+            Leaf(layer, param_path(frame.site), param_path(frame.keypath), frame.stack,
+                 indices, plan)
+        )  # fmt: skip
+        frame.params = jax.tree.map(_zeros, plan.params)
+        frame.state = jax.tree.map(_zeros, plan.state)
+
+    def params_below(self, frame: Frame) -> Params:
+        """Placeholders for the params of a child that was already reached."""
+        path = param_path(frame.site)
+        found: dict[str, Any] = {}
+        for leaf in self.leaves.values():
+            if leaf.path == path or leaf.path.startswith(path + "/"):
+                steps = leaf.path[len(path) :].strip("/")
+                put(found, steps, jax.tree.map(_zeros, leaf.plan.params))
+        if not found:
+            raise ValueError(
+                f"params of {path!r} were read before it was called, so their shapes are "
+                "not known. Call it first."
+            )
+        return found
+
+    def _reach(self, path: str) -> None:
+        self._seen.append(path)
+        self.reached.add(path)
+
+    def _add(self, leaf: Leaf) -> None:
+        self._log.append(leaf)
+        old = self.leaves.setdefault(leaf.path, leaf)
+        if old is leaf or old.plan is leaf.plan:
+            return
+        ours, theirs = _named(old.plan.params), _named(leaf.plan.params)
+        if [(n, a.shape) for n, a in ours] != [(n, a.shape) for n, a in theirs]:
+            raise ShapeError(
+                leaf.layer.kind,
+                f"the params of its first use, {show(old.plan.params)}",
+                show(leaf.plan.params),
+                "A layer called twice has one set of weights: give it equal widths.",
+            )
+
+    def _replay(
+        self, frame: Frame, leaves: list[Leaf], paths: list[str], y: Any
+    ) -> Any:
+        site, keypath = param_path(frame.site), param_path(frame.keypath)
+        for path in paths:
+            self._reach(f"{site}/{path}".strip("/"))
+        for leaf in leaves:
+            self._add(
+                leaf._replace(
+                    path=f"{site}/{leaf.path}".strip("/"),
+                    keypath=f"{keypath}/{leaf.keypath}".strip("/"),
+                    stack=(*frame.stack, *leaf.stack),
+                    indices=(*_unrolled(frame), *leaf.indices),
+                )
+            )
+        return jax.tree.map(_zeros, y)
+
+
+def _unrolled(frame: Frame) -> tuple[int, ...]:
+    pairs = zip(frame.indices, frame.stack, strict=True)
+    return tuple(i for i, n in pairs if n < 0)
+
+
+def _below(leaf: Leaf, frame: Frame) -> Leaf:
+    """A leaf as seen from a frame: paths and indices from there on."""
+    site, keypath = param_path(frame.site), param_path(frame.keypath)
+    return leaf._replace(
+        path=leaf.path[len(site) :].strip("/"),
+        keypath=leaf.keypath[len(keypath) :].strip("/"),
+        stack=leaf.stack[len(frame.stack) :],
+        indices=leaf.indices[len(_unrolled(frame)) :],
+    )
+
+
+def param_path(site: str) -> str:
+    """The path of a site's params: uses (`#1`) share them."""
+    if "#" not in site:
+        return site
+    return "/".join(step.split("#")[0] for step in site.split("/")).strip("/")
+
+
+def run_abstract(layer: Any, run: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
+    """The output spec of a model and what its init has to make."""
+    recorder: Recorder = run.recorder
+
+    def function(x: PyTree) -> PyTree:
+        frame = Frame(layer, run, {}, {}, layer.places)
+        return frame.evaluate((x,), {})
+
+    return jax.eval_shape(function, specs), recorder
+
+
+def materialize(
+    recorder: Recorder, key: Key, shardings: Mapping[str, Any] | None
+) -> tuple[Params, State]:
+    """The arrays of every leaf, in nested dicts by path."""
+    rules = _shardings(recorder, shardings)
+    params: Params = {}
+    state: State = {}
+    for leaf in recorder.leaves.values():
+        if not leaf.plan.params and not leaf.plan.state:
+            continue
+        made, kept = leaf.plan.arrays(leaf, key, rules.get(leaf.path))
+        put(params, leaf.path, made)
+        put(state, leaf.path, kept)
+    return params, state
+
+
+def put(tree: dict[str, Any], path: str, value: dict[str, Any]) -> None:
+    """Merges a dict into a nested dict at a path; an empty one leaves no trace."""
+    if not value:
+        return
+    for step in path.split("/") if path else ():
+        tree = tree.setdefault(step, {})
+    tree.update(value)
+
+
+def _shardings(recorder: Recorder, globs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """For each leaf, the shardings of its params and state; unmatched arrays keep None."""
+    if not globs:
+        return {}
+    arrays = {
+        f"{leaf.path}/{name}".strip("/"): None
+        for leaf in recorder.leaves.values()
+        for name, _ in _named(leaf.plan.params) + _named(leaf.plan.state)
+    }
+    chosen = matching("shardings", globs, arrays)
+    rules: dict[str, Any] = {}
+    for leaf in recorder.leaves.values():
+        both = (leaf.plan.params, leaf.plan.state)
+        rules[leaf.path] = jax.tree_util.tree_map_with_path(
+            lambda path, _, leaf=leaf: globs.get(
+                chosen.get(_array_path(leaf.path, path), "")
+            ),
+            both,
+        )
+    return {k: v for k, v in rules.items() if jax.tree.leaves(v)}
+
+
+def _array_path(path: str, keys: Any) -> str:
+    name = jax.tree_util.keystr(keys[1:], simple=True, separator="/")
+    return f"{path}/{name}".strip("/")
+
+
+def _hashable(shardings: Any) -> Any:
+    if shardings is None:
+        return None
+    leaves, tree = jax.tree.flatten(shardings)
+    return tuple(leaves), tree
+
+
+def _memo_key(frame: Frame, args: Any, kwargs: Any, method: str) -> Any:
+    """What the run of a layer on shapes depends on; None where that cannot be said."""
+    leaves, tree = jax.tree.flatten((args, dict(kwargs)))
+    if frame.layer.places is not frame.places and frame.layer.places != frame.places:
+        return None
+    if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+        return None
+    avals = tuple(jax.typeof(leaf) for leaf in leaves)
+    return (frame.layer.named(None), method, tree, avals)
+
+
+def _plain(y: Any) -> bool:
+    """Whether zeros of the same spec can stand for a value."""
+    return all(
+        isinstance(leaf, jax.Array)
+        and not getattr(jax.typeof(leaf), "weak_type", False)
+        and not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+        for leaf in jax.tree.leaves(y)
+    )
+
+
+def _struct(x: Any) -> Any:
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype)
+    array = np.asarray(x)
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _zeros(spec: Any) -> Any:
+    if jnp.issubdtype(spec.dtype, jax.dtypes.extended):
+        return (
+            jax.random.split(jax.random.key(0), spec.shape)
+            if spec.shape
+            else (jax.random.key(0))
+        )
+    return jax.lax.full(spec.shape, 0, spec.dtype)

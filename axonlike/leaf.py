@@ -1,0 +1,75 @@
+"""How a leaf's own function is run: its params, its inputs, what it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+
+from axonlike.errors import PathError
+from axonlike.frame import Frame, check_state
+from axonlike.signature import read
+from axonlike.types import PyTree
+
+
+def run_leaf(
+    frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
+) -> PyTree:
+    function, sig = frame.layer.methods[method]
+    args, kwargs = sig.unpack(args, kwargs)
+    if method == "initial_carry":
+        return function(*args)
+    if frame.run.recorder is not None:
+        _placeholders(frame, args, kwargs, method)
+    services = frame.services(sig, kwargs)
+    try:
+        y = function(frame.params, *args, **services)
+    except KeyError as error:
+        raise _missing(frame, error) from error
+    if "state" not in sig.services:
+        return y
+    if not (isinstance(y, tuple) and len(cast("tuple[Any, ...]", y)) == 2):
+        raise TypeError(
+            f"{frame.layer.kind}: apply takes state, so it must return (y, new_state), "
+            f"got {type(y).__name__}."
+        )
+    y, after = cast("tuple[Any, Any]", y)
+    frame.state = check_state(frame.state, after, frame.layer.kind)
+    return y
+
+
+def run_function(
+    frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
+) -> PyTree:
+    function, sig = frame.layer.methods["apply"]
+    args, kwargs = sig.unpack(args, kwargs)
+    return function(*args, **kwargs)
+
+
+def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
+    """In the abstract pass: what the leaf's init would make for these inputs."""
+    if method == "project":
+        x = jax.tree.map(lambda xs: xs[0], args[0])
+        carry = frame.layer.methods["initial_carry"][0](x)
+        args = (carry, x)
+    if method == "step":
+        frame.params = frame.run.recorder.params_below(frame)
+        return
+    sig = read(frame.layer.init_function, 1)
+    if not sig.variadic:
+        args = args[: len(sig.inputs)]
+    if not sig.open:
+        kwargs = {k: v for k, v in kwargs.items() if k in sig.inputs}
+    frame.run.recorder.leaf(frame, args, kwargs)
+
+
+def _missing(frame: Frame, error: KeyError) -> Exception:
+    name = error.args[0] if error.args else None
+    if not isinstance(name, str) or name in frame.params or name in frame.state:
+        return error
+    known = [*frame.params, *frame.state]
+    kind = frame.layer.kind
+    found = PathError(f"params or state of {kind}", name, known)
+    found.args = (f"{found.args[0]} Pass the params and state that init returned.",)
+    return found

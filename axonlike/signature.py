@@ -1,0 +1,132 @@
+"""What a layer's function asks for, read once from its parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from axonlike.errors import nearest
+
+SPECIAL = ("state", "key", "train", "emit")
+_POSITIONAL = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs (positional), services (`state`, `key`, `train`, `emit`) and options."""
+
+    inputs: tuple[str, ...]
+    required: int
+    variadic: bool
+    services: frozenset[str]
+    options: frozenset[str]
+    needed: frozenset[str]
+    open: bool = False
+
+    @property
+    def spreads(self) -> bool:
+        """Whether one tuple or dict is unpacked into the inputs."""
+        return self.required >= 2 or self.variadic
+
+    def unpack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The call's inputs: one pytree is unpacked exactly when `spreads` says so."""
+        if not kwargs and len(args) == 1 and self.spreads:
+            (x,) = args
+            if isinstance(x, (tuple, list)):
+                args = tuple(x)
+            elif isinstance(x, dict):
+                args, kwargs = (), x
+        if kwargs or not self.variadic:
+            self._check(args, kwargs)
+        return args, kwargs
+
+    def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The arity in words: `inspect` knows it, Python's own message names no input."""
+        names = self.inputs
+        if len(args) > len(names) and not self.variadic:
+            raise TypeError(
+                f"expected {self._wanted()}, got {len(args)} inputs. "
+                "Pass one value for each input."
+            )
+        given = {*names[: len(args)], *kwargs}
+        missing = [n for n in names[: self.required] if n not in given]
+        if missing:
+            got = list(kwargs) or len(args)
+            got = f"{got} inputs" if isinstance(got, int) else f"inputs {got}"
+            raise TypeError(
+                f"expected {self._wanted()}, got {got}. Missing: {', '.join(missing)}."
+            )
+        for name in kwargs:
+            if name not in names and name not in self.options and not self.open:
+                known = [*names, *sorted(self.options)]
+                raise TypeError(f"unknown input {name!r}. {nearest(name, known)}")
+
+    def _wanted(self) -> str:
+        count = len(self.inputs)
+        names = f" ({', '.join(self.inputs)})" if count else ""
+        several = "" if count == 1 else "s"
+        if self.required < count:
+            return f"{self.required} to {count} inputs{names}"
+        return f"{count} input{several}{names}"
+
+
+NOTHING = Signature((), 0, False, frozenset(), frozenset(), frozenset())
+ONE_INPUT = Signature(("x",), 1, False, frozenset(), frozenset(), frozenset())
+
+
+def read(function: Callable[..., Any], skip: int, *, plain: bool = False) -> Signature:
+    """The signature of a function whose first `skip` parameters are not inputs.
+
+    With `plain`, a function of the outside world: it receives inputs only.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or hasattr(function, "__wrapped__"):
+        return _read(function, skip, plain)
+    defaults = getattr(function, "__defaults__", None) or ()
+    keyword = tuple(sorted(getattr(function, "__kwdefaults__", None) or ()))
+    return _read_code(_Code(function, (code, len(defaults), keyword)), skip, plain)
+
+
+class _Code:
+    """A function that equals every other made from the same source line."""
+
+    def __init__(self, function: Callable[..., Any], key: Any) -> None:
+        self.function, self.key = function, key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(maxsize=4096)
+def _read_code(code: _Code, skip: int, plain: bool) -> Signature:
+    return _read(code.function, skip, plain)
+
+
+def _read(function: Callable[..., Any], skip: int, plain: bool) -> Signature:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return ONE_INPUT
+    positional = [p for p in parameters if p.kind in _POSITIONAL][skip:]
+    keyword = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    empty = inspect.Parameter.empty
+    names = frozenset(p.name for p in keyword)
+    return Signature(
+        inputs=tuple(p.name for p in positional),
+        required=sum(p.default is empty for p in positional),
+        variadic=any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters),
+        services=frozenset() if plain else names & frozenset(SPECIAL),
+        options=names if plain else names - frozenset(SPECIAL),
+        needed=frozenset(p.name for p in keyword if p.default is empty)
+        - frozenset(SPECIAL),
+        open=any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters),
+    )

@@ -1,0 +1,191 @@
+"""What stands for an array before there is one: shapes with named dims, and a dtype."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.export import SymbolicScope, symbolic_shape
+
+from axonlike.types import PyTree
+
+Dim = int | str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A shape with named dims and a dtype; made by `spec`.
+
+    Kept as text, so it pickles, copies and compares; `shape` turns the names into
+    the symbolic dims of `jax.export`, all from one scope, so that equal names mean
+    equal sizes wherever they appear.
+    """
+
+    dims: tuple[Dim, ...]
+    dtype: np.dtype[Any]
+    constraints: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Sizes: ints, and symbolic dims where a name was given."""
+        return symbolic(self.dims, self.constraints)
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.dims)
+
+    def __repr__(self) -> str:
+        dims = " ".join(map(str, self.dims))
+        rest = "".join(f", {c!r}" for c in self.constraints)
+        rest = f", constraints=({rest[2:]},)" if rest else ""
+        return f"al.spec({dims!r}, {self.dtype.name!r}{rest})"
+
+
+def spec(
+    dims: str, dtype: Any = jnp.float32, constraints: tuple[str, ...] = ()
+) -> Spec:
+    """A shape written as text: `"b 28 28 1"`.
+
+    Args:
+        dims: sizes and names between blanks; a name is an unknown size, the same
+            wherever it appears, an expression such as `4*h` or `t+1` holds no blanks,
+            and `_` is an unknown size of its own per axis; `""` is a scalar.
+        dtype: of the array; `int` and `float` mean JAX's default width.
+        constraints: facts about the names, such as `("t<=64",)`, for layers that
+            compare sizes; they hold for every spec passed in the same call.
+
+    Shapes:
+        No array is made. `.shape` holds ints and `jax.export` symbolic dims.
+
+    Raises:
+        ValueError: a dim is neither a size nor an expression over names.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.spec("b 28 28 1").shape
+        (b, 28, 28, 1)
+        >>> al.dense(10).output_spec(al.spec("b 128")).shape
+        (b, 10)
+    """
+    parsed = tuple(_dim(part, axis) for axis, part in enumerate(dims.split()))
+    found = Spec(parsed, canonical(dtype), tuple(constraints))
+    try:
+        _ = found.shape
+    except Exception as error:
+        raise ValueError(
+            f"spec: {dims!r} is not sizes and names between blanks, such as 'b 28 1'."
+        ) from error
+    return found
+
+
+def canonical(dtype: Any) -> np.dtype[Any]:
+    """The dtype that JAX gives an array declared so (float64 is float32 without x64)."""
+    if jnp.issubdtype(dtype, jax.dtypes.extended):
+        return dtype
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def as_spec(x: PyTree, where: str = "input") -> PyTree:
+    """`jax.ShapeDtypeStruct`s for whatever stands for arrays, names sharing one scope.
+
+    Takes arrays, `ShapeDtypeStruct`, `Spec`, text for `spec`, a tuple of ints and None
+    (always one shape, in float32), Python scalars, and pytrees of those. None at an axis
+    means an unknown size, one per axis number.
+    """
+    leaves, tree = jax.tree.flatten(x, is_leaf=_is_spec)
+    drafts = [_draft(leaf, where) for leaf in leaves]
+    facts = {
+        c for draft in drafts if isinstance(draft, Spec) for c in draft.constraints
+    }
+    scope = tuple(sorted(facts))
+    return jax.tree.unflatten(tree, [_resolved(draft, scope) for draft in drafts])
+
+
+def show(x: PyTree) -> str:
+    """Shapes and dtypes for people: `float32[b, 8]`; containers as Python writes them."""
+    if isinstance(x, dict):
+        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in x.items()) + "}"
+    if isinstance(x, (tuple, list)) and not _is_shape(x):
+        inner = ", ".join(map(show, x))
+        return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
+    return type(x).__name__
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two arrays or specs have one shape and dtype."""
+    return tuple(a.shape) == tuple(b.shape) and a.dtype == b.dtype
+
+
+def is_unknown(dim: Any) -> bool:
+    """Whether a size is not known: a symbolic dim."""
+    return not isinstance(dim, (int, np.integer))
+
+
+def symbolic(
+    dims: tuple[Dim, ...], constraints: tuple[str, ...] = ()
+) -> tuple[Any, ...]:
+    """Sizes with the names replaced by symbolic dims of the scope of these constraints."""
+    if all(isinstance(dim, int) for dim in dims):
+        return dims
+    text = ",".join(map(str, dims)) + ("," if len(dims) == 1 else "")
+    return symbolic_shape(text, scope=_scope(constraints))
+
+
+@lru_cache(maxsize=256)
+def _scope(constraints: tuple[str, ...]) -> SymbolicScope:
+    return SymbolicScope(constraints)
+
+
+def _dim(part: str, axis: int) -> Dim:
+    if part == "_":
+        return f"_{axis}"
+    return int(part) if re.fullmatch(r"\d+", part) else part
+
+
+def _is_shape(x: object) -> bool:
+    return (
+        isinstance(x, tuple)
+        and len(x) > 0
+        and type(x) is tuple
+        and all(
+            d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in x
+        )
+    )
+
+
+def _is_spec(x: object) -> bool:
+    return isinstance(x, (Spec, jax.ShapeDtypeStruct, str)) or _is_shape(x)
+
+
+def _draft(leaf: Any, where: str) -> Spec | jax.ShapeDtypeStruct:
+    if isinstance(leaf, Spec):
+        return leaf
+    if isinstance(leaf, str):
+        return spec(leaf)
+    if _is_shape(leaf):
+        dims = tuple(f"_{i}" if d is None else d for i, d in enumerate(leaf))
+        return Spec(dims, canonical(jnp.float32))
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return jax.ShapeDtypeStruct(leaf.shape, canonical(leaf.dtype))
+    if isinstance(leaf, (bool, int, float, complex)):
+        return jax.ShapeDtypeStruct((), canonical(type(leaf)))
+    raise TypeError(
+        f"{where}: expected an array, al.spec(...), jax.ShapeDtypeStruct or a shape, "
+        f"got {type(leaf).__name__}. Write al.spec('b 784') for an unknown batch."
+    )
+
+
+def _resolved(
+    draft: Spec | jax.ShapeDtypeStruct, constraints: tuple[str, ...]
+) -> jax.ShapeDtypeStruct:
+    if isinstance(draft, Spec):
+        return jax.ShapeDtypeStruct(symbolic(draft.dims, constraints), draft.dtype)
+    return draft

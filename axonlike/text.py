@@ -1,0 +1,178 @@
+"""Layers as text: the source that makes one, a headline, and the model as one reads it."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+from axonlike import values
+from axonlike.names import walk
+
+
+def arguments(layer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call of the factory that makes this layer: positional and keyword arguments."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for name, value in layer.config.items():
+        parameter = parameters(layer).get(name)
+        kind = None if parameter is None else parameter.kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            args += value
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            kwargs |= value
+        elif kind in (
+            inspect.Parameter.POSITIONAL_ONLY,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        ) and len(args) == list(layer.config).index(name):
+            args.append(value)
+        else:
+            kwargs[name] = value
+    return tuple(args), kwargs
+
+
+def parameters(layer: Any) -> Mapping[str, inspect.Parameter]:
+    signature = getattr(layer.factory, "__axonlike_signature__", None)
+    return {} if signature is None else signature.parameters
+
+
+def is_default(layer: Any, name: str, value: Any) -> bool:
+    parameter = parameters(layer).get(name)
+    if parameter is None:
+        return False
+    if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return value == ()
+    if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+        return value == {}
+    return values.token(value, id) == values.token(parameter.default, id)
+
+
+def source(layer: Any, *, with_name: bool) -> str:
+    """The expression that makes an equal layer."""
+    name = layer.name if with_name else None
+    if layer.function is not None:
+        return _lifted(layer.function, name)
+    if layer.partial and layer.kind == "part":
+        return f"{layer.config['model']!r}.part({layer.config['path']!r})"
+    parts: list[str] = []
+    for key, value in layer.config.items():
+        if is_default(layer, key, value):
+            continue
+        parameter = parameters(layer)[key]
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            parts += map(_value, value)
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            parts += [f"{k}={_value(v)}" for k, v in value.items()]
+        elif parameter.default is inspect.Parameter.empty and is_layer(value):
+            parts.append(_value(value))
+        else:
+            parts.append(f"{key}={_value(value)}")
+    if name is not None:
+        parts.append(f"name={name!r}")
+    factory = values.public(values.import_name(layer.factory) or layer.kind)
+    return f"{factory}({', '.join(parts)})"
+
+
+def _lifted(function: Any, name: str | None) -> str:
+    """A lifted function where it stands alone: as an argument it needs no `lift`."""
+    text = getattr(function, "__axonlike_source__", None)
+    if text is not None and name is None:
+        return text
+    rest = "" if name is None else f", name={name!r}"
+    return f"al.lift({text or values.source(function)}{rest})"
+
+
+def _value(value: Any) -> str:
+    if is_layer(value):
+        bare = value.function is not None and value.name is None
+        if bare and not hasattr(value.function, "__axonlike_source__"):
+            return values.source(value.function)
+        return repr(value)
+    if type(value) in (tuple, list) and holds_layers(value):
+        inner = ", ".join(map(_value, value))
+        return f"[{inner}]" if type(value) is list else f"({inner},)"
+    if type(value) is dict and holds_layers(value):
+        items = cast("dict[Any, Any]", value).items()
+        return "{" + ", ".join(f"{k!r}: {_value(v)}" for k, v in items) + "}"
+    return values.source(value)
+
+
+def brief(value: Any) -> str:
+    text = values.source(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def holds_layers(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(holds_layers, cast("dict[Any, Any]", value).values()))
+    if isinstance(value, (tuple, list)):
+        return any(map(holds_layers, cast("list[Any]", value)))
+    return is_layer(value)
+
+
+def headline(layer: Any) -> str:
+    """One line for errors: the kind with what was configured."""
+    if layer.function is not None:
+        return values.source(layer.function)
+    shown = [
+        f"{name}={brief(value)}"
+        for name, value in layer.config.items()
+        if not is_default(layer, name, value) and not holds_layers(value)
+    ]
+    more = ["..."] if any(map(holds_layers, layer.config.values())) else []
+    return f"{layer.kind}({', '.join([*shown, *more])})"
+
+
+def lines(layer: Any, label: str = "", indent: str = "") -> Iterator[str]:
+    """The model as one reads it: a line a layer, runs of equal siblings as one."""
+    head = layer.kind if layer.function is not None else headline(layer)
+    name = f"{label}: " if label else ""
+    yield f"{indent}{name}{head}"
+    items = list(layer.children.items())
+    at = 0
+    while at < len(items):
+        slot, child = items[at]
+        same = _run_length(items[at:])
+        if same > 2:
+            slot = f"{slot} .. {items[at + same - 1][0]}: {same} x"
+        else:
+            same = 1
+        yield from lines(child, slot, indent + "  ")
+        at += same
+
+
+def _run_length(items: list[tuple[str, Any]]) -> int:
+    """How many siblings from the first on are equal."""
+    first = items[0][1]
+    count = 1
+    while count < len(items) and items[count][1] == first:
+        count += 1
+    return count
+
+
+def check_importable(layer: Any) -> None:
+    """Refuses, with its path, what another process could not find by name."""
+    for path, item in [("", layer), *walk(layer, layer.places, "")]:
+        found = _first_lambda([item.factory, dict(item.config)])
+        if found is not None:
+            raise pickle.PicklingError(
+                f"{path or item.kind}: {values.source(found)} has no name to import it by. "
+                "Define it with def at the top of a module."
+            )
+
+
+def _first_lambda(value: Any) -> Any:
+    if is_layer(value):
+        return None
+    if isinstance(value, dict):
+        value = list(cast("dict[Any, Any]", value).values())
+    if isinstance(value, (tuple, list)):
+        found = (_first_lambda(v) for v in cast("list[Any]", value))
+        return next((f for f in found if f is not None), None)
+    return value if values.is_lambda(value) else None
+
+
+def is_layer(value: Any) -> bool:
+    """Whether a config value is a layer, which is written by its own source."""
+    return hasattr(value, "init_function")

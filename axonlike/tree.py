@@ -1,0 +1,126 @@
+"""The layers inside a model: listing them, taking parts, pinning names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from axonlike.errors import PathError
+from axonlike.frame import Frame
+from axonlike.layer import OPERATORS, Layer, Node, layer
+from axonlike.names import Place, indexed, walk
+from axonlike.paths import matches
+from axonlike.text import arguments
+from axonlike.types import PyTree
+
+Where = str | Callable[[str, Layer], bool] | Iterable[Any] | None
+
+
+def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
+    """Every `(path, layer)` inside a model, in model order.
+
+    Args:
+        model: any layer.
+        where: a path, a glob (`*` one step, `**` any depth, `{a,b}`), a predicate on
+            `(path, layer)`, or several of those; None for all.
+
+    Raises:
+        PathError: `where` matches nothing.
+
+    Shapes:
+        No arrays: params are listed by `jax.tree_util`.
+
+    Example:
+        >>> import jax, axonlike as al
+        >>> model = al.serial(al.dense(4), jax.nn.relu, head=al.dense(2).named(None))
+        Traceback (most recent call last):
+        TypeError: serial: children are named by keyword or not at all, got 2 without ...
+        >>> model = al.dense(4) >> jax.nn.relu >> al.residual(al.dense(4))
+        >>> [path for path, layer in al.layers(model, "dense*")]
+        ['dense', 'dense_1', 'dense_1']
+    """
+    found = list(walk(model, model.places, ""))
+    if where is None:
+        return found
+    return _selected(found, where)
+
+
+def _selected(found: list[tuple[str, Layer]], where: Any) -> list[tuple[str, Layer]]:
+    tests = [where] if isinstance(where, str) or callable(where) else list(where)
+    chosen: list[tuple[str, Layer]] = []
+    for test in tests:
+        hits = [
+            item
+            for item in found
+            if (matches(test, item[0]) if isinstance(test, str) else test(*item))
+        ]
+        if not hits:
+            raise PathError("layers", str(test), [path for path, _ in found])
+        chosen += [item for item in hits if not any(item is c for c in chosen)]
+    return [item for item in found if any(item is c for c in chosen)]
+
+
+def _pinned(layer: Layer, place: Place) -> Layer:
+    """A child that keeps its name wherever it goes."""
+    if place.path:
+        return layer.named(place.path[0])
+    swaps = {
+        slot: _pinned(child, place.below[slot])
+        for slot, child in layer.children.items()
+    }
+    return rebuilt(layer, swaps)
+
+
+def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
+    """The same factory called with other children in place of some."""
+    if all(layer.children[slot] is new for slot, new in swaps.items()):
+        return layer
+    pending = {slot: child for slot, child in layer.children.items() if slot in swaps}
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, Layer):
+            slot = next((s for s, c in pending.items() if c is value), None)
+            return value if slot is None else (pending.pop(slot), swaps[slot])[1]
+        if isinstance(value, (tuple, list)):
+            return type(value)(map(swap, cast("list[Any]", value)))
+        if isinstance(value, dict):
+            return {k: swap(v) for k, v in cast("dict[str, Any]", value).items()}
+        return value
+
+    args, kwargs = arguments(layer)
+    return layer.factory(*swap(args), **swap(kwargs)).named(layer.name)
+
+
+@layer
+def part(model: Layer, path: str) -> Node:
+    """What `Layer.part` returns: one child, run on the whole model's params and state."""
+    found = _find(model, model.places, tuple(path.split("/")))
+    if found is None:
+        raise PathError("part", path, [p for p, _ in walk(model, model.places, "")])
+    child, place = found
+
+    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
+        return frame.call("f", args, kwargs, method)
+
+    return Node(run, {"f": child}, {"f": place}, partial=True)
+
+
+def _find(
+    layer: Layer, places: Mapping[str, Place], steps: tuple[str, ...]
+) -> tuple[Layer, Place] | None:
+    """The child that the steps lead to, and its place seen from here."""
+    for slot, child in layer.children.items():
+        place = places[slot]
+        n = len(place.path)
+        if place.path != steps[:n] or indexed(layer):
+            continue
+        if n and len(steps) == n:
+            return child, place
+        below = _find(child, place.below, steps[n:])
+        if below is not None:
+            leaf, inner = below
+            return leaf, inner._replace(path=(*place.path, *inner.path))
+    return None
+
+
+OPERATORS.update(part=part, pinned=_pinned)

@@ -1,0 +1,16 @@
+"""Names for the pytrees that pass between functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A key made by `jax.random.key` (or the older `jax.random.PRNGKey`)."""
+PyTree = Any
+Params = dict[str, Any]
+"""Nested dicts of arrays, one level a name."""
+State = dict[str, Any]
+"""Nested dicts of arrays with the same names: what training changes without gradients."""
