@@ -1,5 +1,17 @@
-"""axonlike: layers as pure (init, apply) pairs of functions, composed by combinators."""
+"""Layers as pure `(init, apply)` pairs of functions, composed by combinators, on JAX.
 
+    import axonlike as al
+
+    model = al.dense(128) >> jax.nn.relu >> al.dense(10)
+    params, state = model.init(jax.random.key(0), al.spec("b 784"))
+    y, state = model.apply(params, state, x)
+
+Where things are: `layer.py` is the pair and the decorator, `frame.py` the door through
+which a combinator reaches a child, `combinators/` what composes, `layers/` the catalogue,
+`initializers.py` JAX's initializers by name, `testing.py` the contract of a layer.
+"""
+
+from axonlike import initializers
 from axonlike.combinators.basic import (
     add,
     branch,
@@ -28,5 +40,79 @@ from axonlike.combinators.lifted import (
 from axonlike.combinators.wire import wire
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Cell, Layer, layer, lift
+from axonlike.layers.attention import attention
+from axonlike.layers.conv import conv
+from axonlike.layers.declare import input, parameter
+from axonlike.layers.dropout import dropout
+from axonlike.layers.embed import embedding
+from axonlike.layers.linear import dense
+from axonlike.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from axonlike.layers.recurrent import gru, gru_cell, lstm, lstm_cell
+from axonlike.layers.shape import flatten, reshape, transpose
 from axonlike.spec import Spec, spec
 from axonlike.tree import layers
+
+__all__ = [
+    # the pair
+    "Cell",
+    "Layer",
+    "layer",
+    "lift",
+    # specs
+    "Spec",
+    "input",
+    "spec",
+    # combinators
+    "add",
+    "branch",
+    "concatenate",
+    "identity",
+    "multiply",
+    "on_item",
+    "parallel",
+    "pick",
+    "residual",
+    "serial",
+    "shared",
+    "wire",
+    # combinators that run a child inside a transformed function
+    "bidirectional",
+    "cond",
+    "ensemble",
+    "frozen",
+    "mixed",
+    "remat",
+    "repeat",
+    "scan",
+    "switch",
+    "vmap",
+    # layers
+    "attention",
+    "avg_pool",
+    "batch_norm",
+    "conv",
+    "dense",
+    "dropout",
+    "embedding",
+    "flatten",
+    "global_avg_pool",
+    "global_max_pool",
+    "group_norm",
+    "gru",
+    "gru_cell",
+    "initializers",
+    "layer_norm",
+    "lstm",
+    "lstm_cell",
+    "max_pool",
+    "parameter",
+    "reshape",
+    "rms_norm",
+    "transpose",
+    # the layers inside a model
+    "layers",
+    # errors
+    "PathError",
+    "ShapeError",
+]

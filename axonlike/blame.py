@@ -47,7 +47,7 @@ def here(depth: int) -> tuple[str, int]:
     """File and line of the nearest caller outside this package."""
     import sys
 
-    frame: types.FrameType | None = sys._getframe(depth)
+    frame: types.FrameType | None = sys._getframe(depth)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
     if frame is None:

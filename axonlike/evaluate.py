@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from axonlike.blame import hide
@@ -15,6 +17,7 @@ from axonlike.errors import PathError
 from axonlike.frame import Frame, Run, check_state
 from axonlike.initialize import Recorder, param_path, run_abstract
 from axonlike.names import walk
+from axonlike.spec import show
 from axonlike.types import Key, Params, PyTree, State
 
 
@@ -115,8 +118,9 @@ def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
 def check_key(key: Any, *, optional: bool = False) -> Any:
     if optional and key is None:
         return None
-    shape, dtype = getattr(key, "shape", None), getattr(key, "dtype", None)
-    typed = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+    shape: Any = getattr(key, "shape", None)
+    dtype: Any = getattr(key, "dtype", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if (typed and shape == ()) or (dtype == np.uint32 and shape in ((2,), (4,))):
         return key
     got = f"{dtype}{list(shape)}" if shape is not None else type(key).__name__
@@ -124,11 +128,11 @@ def check_key(key: Any, *, optional: bool = False) -> Any:
 
 
 def _check_train(train: Any) -> bool:
-    if isinstance(train, (bool, np.bool_)):
+    if train is True or train is False or isinstance(train, np.bool_):
         return bool(train)
     if isinstance(train, jax.core.Tracer):
         raise TypeError(
             "train: expected a Python bool, got a traced value. "
             "Write jax.jit(model.apply, static_argnames='train')."
         )
-    raise TypeError(f"train: expected a Python bool, got {type(train).__name__}.")
+    raise TypeError(f"train: expected a Python bool, got {show(train)}.")

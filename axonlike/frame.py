@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -157,7 +157,7 @@ class Frame:
             self.state if state is None else state,
             self.places, site, self.keypath, indices, stacked,
         )  # fmt: skip
-        frame.given, frame.trail = self.given, self.trail
+        frame.given, frame.trail = self.given, list(self.trail)
         if step is not None and self.run.recorder is None:
             frame._check_names(closed(self.places), self.layer)
         return frame
@@ -172,7 +172,7 @@ class Frame:
         if self.run.recorder is not None:
             return self.run.recorder.params_below(self._enter(slot, "params")[0])
         params = _get(self.params, self.places[slot].path)
-        return params if isinstance(params, dict) else {}
+        return cast("Params", params)
 
     def key(self) -> Key | None:
         """A fresh key for this layer: root key, path, then the indices; None without."""
@@ -272,7 +272,8 @@ def check_state(before: State, after: Any, kind: str) -> State:
             f"{kind}: apply takes state, so it must return (y, new_state) with a dict, "
             f"got {type(after).__name__}."
         )
-    old, new = jax.tree.flatten(before), jax.tree.flatten(after)
+    old = cast(Any, jax.tree.flatten(before))
+    new = cast(Any, jax.tree.flatten(after))
     if old[1] != new[1] or not all(map(same, old[0], new[0])):
         raise ShapeError(
             kind,
@@ -280,7 +281,7 @@ def check_state(before: State, after: Any, kind: str) -> State:
             show(after),
             "Return the state with the structure, shapes and dtypes it came with.",
         )
-    return after
+    return cast("State", after)
 
 
 @lru_cache(maxsize=65536)
@@ -306,7 +307,7 @@ def _get(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
                 f"params or state: expected a dict at {step!r}, "
                 f"got {show(found)}. Pass the trees that init returned."
             )
-        tree = found
+        tree = cast("dict[str, Any]", found)
     return tree
 
 

@@ -10,16 +10,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame, path_words
 from axonlike.paths import matching
-from axonlike.spec import is_unknown, same, show
+from axonlike.spec import is_unknown, show
 from axonlike.types import Key, Params, PyTree, State
 
 
@@ -35,12 +37,12 @@ class _Shape(tuple[Any, ...]):
 
     def _all(self) -> tuple[Any, ...]:
         self.reads.update(range(len(self)))
-        return tuple.__getitem__(self, slice(None))
+        return tuple(cast("Iterator[Any]", tuple.__iter__(self)))
 
     def __getitem__(self, index: Any) -> Any:
-        chosen = range(len(self))[index]
+        chosen = cast(Any, range(len(self))[index])
         self.reads.update([chosen] if isinstance(chosen, int) else chosen)
-        return tuple.__getitem__(self, index)
+        return cast(Any, tuple.__getitem__(self, index))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all())
@@ -95,13 +97,13 @@ class Template:
 
     def __init__(self, spec: Any) -> None:
         self._spec = spec
-        self._reads: set[int] = set()
+        self.reads: set[int] = set()
         self.dtype = spec.dtype
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """Sizes, ints or symbolic dims."""
-        return _Shape(tuple(self._spec.shape), self._reads)
+        return _Shape(tuple(self._spec.shape), self.reads)
 
     @property
     def ndim(self) -> int:
@@ -147,42 +149,79 @@ class Plan:
 
     def arrays(self, leaf: Leaf, key: Key, shardings: Any = None) -> tuple[Any, Any]:
         """Params and state of one leaf: one call of one compiled function."""
-        stack = tuple(n if n >= 0 else -1 for n in leaf.stack)
-        which = (stack, _hashable(shardings))
+        axes, traced = sum(n >= 0 for n in leaf.stack), isinstance(key, jax.core.Tracer)
+        which = (axes, traced, _hashable(shardings))
         if which not in self.compiled:
-            self.compiled[which] = self._compile(stack, shardings)
-        words = np.array(path_words("init", leaf.keypath), np.uint32)
-        return self.compiled[which](key, words, np.array(leaf.indices, np.uint32))
-
-    def _compile(self, stack: tuple[int, ...], shardings: Any) -> Any:
-        def make(key: Key, words: Any, indices: Any) -> Any:
-            key = jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1])
-            return _stacked(self.function, key, stack, iter(indices))
-
-        if shardings is None:
-            return jax.jit(make)
-        return jax.jit(make, out_shardings=shardings)
+            quick = not traced and jax.default_backend() == "cpu"
+            self.compiled[which] = jax.jit(
+                _mapped(self.function, axes),
+                out_shardings=shardings,
+                compiler_options=_QUICK if quick else None,
+            )
+        return self.compiled[which](_leaf_key(leaf, key))
 
 
-def _stacked(function: Any, key: Key, stack: tuple[int, ...], rest: Any) -> Any:
-    """One leaf's arrays; an axis in front for each index that stands for all copies.
+# What init runs, it runs once: on CPU this halves the time to compile random numbers.
+_QUICK = {"xla_backend_optimization_level": 1}
+
+
+def _leaf_key(leaf: Leaf, key: Key) -> Key:
+    """Root, path, indices folded; an axis in front for each that means all copies.
+
+    Apart from the leaf's own function, so it is compiled once for all leaves.
+    """
+    numbers, indices, axes = list(path_words("init", leaf.keypath)), [*leaf.indices], 0
+    for count in leaf.stack:
+        if count < 0:
+            numbers.append(indices.pop(0))
+            continue
+        key = _spread(_fold(key, numbers, axes), count, axes)
+        numbers, axes = [], axes + 1
+    return _fold(key, numbers, axes)
+
+
+def _fold(key: Key, numbers: list[int], axes: int) -> Key:
+    """Padded to one length, so that one compiled function folds any number of them."""
+    for start in range(0, len(numbers), 8):
+        few = numbers[start : start + 8]
+        data = np.array(few + [0] * (8 - len(few)), np.uint32)
+        key = _fold_all(key, data, np.uint32(len(few)), axes)
+    return key
+
+
+@partial(jax.jit, static_argnames="axes")
+def _fold_all(key: Key, data: Any, count: Any, axes: int) -> Key:
+    def one(key: Key) -> Key:
+        def step(i: Any, key: Key) -> Key:
+            return jax.random.fold_in(key, data[i])
+
+        return cast(Any, jax.lax.fori_loop(np.uint32(0), count, step, key))
+
+    return _over(one, axes)(key)
+
+
+@partial(jax.jit, static_argnames=("count", "axes"))
+def _spread(key: Key, count: int, axes: int) -> Key:
+    """A key for each copy, along a new last axis of keys."""
+    copies = jnp.arange(count, dtype=jnp.uint32)
+
+    def one(key: Key) -> Key:
+        return jax.vmap(partial(jax.random.fold_in, key))(copies)
+
+    return _over(one, axes)(key)
+
+
+def _over(function: Any, axes: int) -> Any:
+    return jax.vmap(_over(function, axes - 1)) if axes else function
+
+
+def _mapped(function: Any, axes: int) -> Any:
+    """A leaf's init over arrays of keys.
 
     `lax.map` rather than `vmap`: each copy is computed by the same code as a single one,
     so that stacked and unrolled weights are equal to the bit.
     """
-    if not stack:
-        return function(key)
-    count, *inner = stack
-    if count < 0:
-        key = jax.random.fold_in(key, next(rest))
-        return _stacked(function, key, tuple(inner), rest)
-    rest = list(rest)
-
-    def one(index: Any) -> Any:
-        below = jax.random.fold_in(key, index)
-        return _stacked(function, below, tuple(inner), iter(rest))
-
-    return jax.lax.map(one, jnp.arange(count, dtype=jnp.uint32))
+    return partial(jax.lax.map, _mapped(function, axes - 1)) if axes else function
 
 
 _plans: OrderedDict[Any, list[Plan]] = OrderedDict()
@@ -192,7 +231,7 @@ _MOST_PLANS = 4096
 
 def plan_for(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
     """The traced init of a leaf for such inputs, made once for equal leaves."""
-    specs, tree = jax.tree.flatten((args, dict(kwargs)))
+    specs, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
     ranks = tuple((len(s.shape), str(s.dtype)) for s in specs)
     where = (layer.named(None), tree, ranks, bool(jax.config.jax_enable_x64))  # type: ignore[attr-defined]
     with _plans_lock:
@@ -222,21 +261,21 @@ def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
     reads = tuple(
         (leaf, axis, specs[leaf].shape[axis])
         for leaf, template in enumerate(templates)
-        for axis in sorted(template._reads)
+        for axis in sorted(template.reads)
     )
     return Plan(function, params, state, reads)
 
 
 def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:
     if "state" in layer.signature.services:
-        if not (isinstance(made, tuple) and len(made) == 2):
+        if not (isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2):
             raise TypeError(
                 f"{layer.kind}: apply takes state, so init must return (params, state), "
                 f"got {show(made)}."
             )
-        params, state = made
+        params, state = cast("tuple[Any, Any]", made)
     else:
-        params, state = made, {}
+        params, state = made, dict[str, Any]()
     for what, tree in (("params", params), ("state", state)):
         if not isinstance(tree, dict):
             raise TypeError(
@@ -256,7 +295,7 @@ def _check_known(layer: Any, name: str, array: Any) -> None:
 
 
 def _named(tree: Any) -> list[tuple[str, Any]]:
-    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    found = cast(Any, jax.tree_util.tree_flatten_with_path(tree)[0])
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in found]
 
 
@@ -419,15 +458,14 @@ def _shardings(recorder: Recorder, globs: Mapping[str, Any] | None) -> dict[str,
         for name, _ in _named(leaf.plan.params) + _named(leaf.plan.state)
     }
     chosen = matching("shardings", globs, arrays)
+
+    def rule(leaf: Leaf, path: Any, _: Any) -> Any:
+        return globs.get(chosen.get(_array_path(leaf.path, path), ""))
+
     rules: dict[str, Any] = {}
     for leaf in recorder.leaves.values():
         both = (leaf.plan.params, leaf.plan.state)
-        rules[leaf.path] = jax.tree_util.tree_map_with_path(
-            lambda path, _, leaf=leaf: globs.get(
-                chosen.get(_array_path(leaf.path, path), "")
-            ),
-            both,
-        )
+        rules[leaf.path] = jax.tree_util.tree_map_with_path(partial(rule, leaf), both)
     return {k: v for k, v in rules.items() if jax.tree.leaves(v)}
 
 
@@ -439,13 +477,13 @@ def _array_path(path: str, keys: Any) -> str:
 def _hashable(shardings: Any) -> Any:
     if shardings is None:
         return None
-    leaves, tree = jax.tree.flatten(shardings)
+    leaves, tree = cast(Any, jax.tree.flatten(shardings))
     return tuple(leaves), tree
 
 
 def _memo_key(frame: Frame, args: Any, kwargs: Any, method: str) -> Any:
     """What the run of a layer on shapes depends on; None where that cannot be said."""
-    leaves, tree = jax.tree.flatten((args, dict(kwargs)))
+    leaves, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
     if frame.layer.places is not frame.places and frame.layer.places != frame.places:
         return None
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):

@@ -19,7 +19,7 @@ from axonlike.leaf import run_function, run_leaf
 from axonlike.names import Places, closed
 from axonlike.paths import check_name
 from axonlike.signature import NOTHING, Signature, read
-from axonlike.spec import as_spec
+from axonlike.spec import as_spec, show
 from axonlike.types import Key, Params, PyTree, State
 
 P = ParamSpec("P")
@@ -117,8 +117,8 @@ class Layer:
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         below = self.children.values()
-        set_(self, "identity", identity_(self, id, lambda c: c.identity))
-        names = identity_(self, values.by_name, lambda c: c.hash)
+        set_(self, "identity", identity_(self, id, _own_identity))
+        names = identity_(self, values.by_name, hash)
         set_(self, "hash", values.digest(names))
         sigs = [sig for _, sig in self.methods.values()] or [self.signature]
         options = frozenset(o for sig in sigs for o in sig.options)
@@ -288,8 +288,8 @@ class Layer:
 
     def __reduce__(self) -> Any:
         text.check_importable(self)
-        args, kwargs = text.arguments(self)
-        return _remake, (self.factory, args, kwargs, self.name, self.partial)
+        call = values.picklable((self.factory, *text.arguments(self)))
+        return _remake, (*call, self.name, self.partial)
 
     def __axonlike_token__(self, name_of: Callable[[Any], Any]) -> Any:
         return self.identity if name_of is id else self.hash
@@ -398,27 +398,26 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
         Array([2., 2., 2.], dtype=float32)
     """
     kind = function.__name__
-    signature = inspect.signature(function)
-    named = "name" in signature.parameters
-    factory_: Callable[..., Layer]
+    code = function.__code__
+    named = "name" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     @functools.wraps(function)
     def factory(*args: Any, **kwargs: Any) -> Layer:
         name = kwargs.pop("name", None)
+        signature = text.signature_of(factory)
         bound = _bind(kind, signature, args, kwargs)
         config = {k: v for k, v in bound.arguments.items() if k != "name"}
-        made = function(*args, **kwargs)  # type: ignore[arg-type]
+        made: Any = function(*args, **kwargs)
         if isinstance(made, Layer) and made.factory is factory:
             return made if name is None else made.named(name)
         name = None if name is None else check_name(name, signature.parameters)
         return _build(kind, factory, config, made, name)
 
     factory.__axonlike_factory__ = kind  # type: ignore[attr-defined]
-    factory.__axonlike_signature__ = signature  # type: ignore[attr-defined]
-    factory_ = factory
+    factory.__axonlike_body__ = function  # type: ignore[attr-defined]
     if not named:
-        _add_name(factory_, signature)
-    return cast("Callable[P, Layer]", factory_)
+        _add_name(factory, inspect.signature(function))
+    return cast("Callable[P, Layer]", factory)
 
 
 def _add_name(factory: Any, signature: inspect.Signature) -> None:
@@ -473,17 +472,17 @@ def _build(
         fields = {"transparent": False, "stem": kind, "partial": False}
         return replace(made, **common, **fields)
     if isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) in (2, 4):
-        return _leaf(common, made)
+        return _leaf(common, cast(Any, made))
     if callable(made):
         return replace(lift(made), **common, stem=kind)
     raise TypeError(
         f"{kind}: expected the factory to return (init, apply) or a layer, "
-        f"got {type(made).__name__}. End it with 'return init, apply'."
+        f"got {show(made)}. End it with 'return init, apply'."
     )
 
 
 def _leaf(common: dict[str, Any], made: Any) -> Layer:
-    cell = made if isinstance(made, Cell) else Cell(*made[:2], cast(Any, None))
+    cell = made if isinstance(made, Cell) else Cell(made[0], made[1], _no_carry)
     if not callable(cell.apply) or not (cell.init is None or callable(cell.init)):
         raise TypeError(
             f"{common['kind']}: expected functions (init, apply), got "
@@ -522,6 +521,10 @@ def _whole_step(cell: Cell) -> Callable[..., Any]:
         return cell.apply(params, carry, project(params, x), **services)
 
     return apply
+
+
+def _no_carry(x: PyTree) -> PyTree:
+    return None
 
 
 def _no_params(key: Key, *inputs: Any, **named: Any) -> Params:
@@ -595,6 +598,10 @@ def _kind_of(function: Any) -> str:
         inner = inner.func
     name = getattr(inner, "__name__", type(inner).__name__)
     return name if name.isidentifier() else "fn"
+
+
+def _own_identity(layer: Layer) -> Any:
+    return layer.identity
 
 
 def identity_(layer: Layer, name_of: Any, child_of: Any) -> Any:

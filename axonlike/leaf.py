@@ -10,6 +10,7 @@ import jax
 from axonlike.errors import PathError
 from axonlike.frame import Frame, check_state
 from axonlike.signature import read
+from axonlike.spec import show
 from axonlike.types import PyTree
 
 
@@ -32,7 +33,7 @@ def run_leaf(
     if not (isinstance(y, tuple) and len(cast("tuple[Any, ...]", y)) == 2):
         raise TypeError(
             f"{frame.layer.kind}: apply takes state, so it must return (y, new_state), "
-            f"got {type(y).__name__}."
+            f"got {show(y)}."
         )
     y, after = cast("tuple[Any, Any]", y)
     frame.state = check_state(frame.state, after, frame.layer.kind)
@@ -50,7 +51,7 @@ def run_function(
 def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
     """In the abstract pass: what the leaf's init would make for these inputs."""
     if method == "project":
-        x = jax.tree.map(lambda xs: xs[0], args[0])
+        x = jax.tree.map(_first, args[0])
         carry = frame.layer.methods["initial_carry"][0](x)
         args = (carry, x)
     if method == "step":
@@ -62,6 +63,10 @@ def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
     if not sig.open:
         kwargs = {k: v for k, v in kwargs.items() if k in sig.inputs}
     frame.run.recorder.leaf(frame, args, kwargs)
+
+
+def _first(xs: Any) -> Any:
+    return xs[0]
 
 
 def _missing(frame: Frame, error: KeyError) -> Exception:

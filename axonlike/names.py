@@ -69,7 +69,7 @@ def assign(layers: list[Any], *, splice: bool) -> tuple[dict[str, Any], Places]:
     places: Places = {}
     for layer, draft in zip(layers, drafts, strict=True):
         place = _settle(draft, fresh)
-        slot = place.path[0] if place.path else fresh.slot(layer.stem, children)
+        slot = place.path[0] if place.path else fresh.slot(layer.kind, children)
         children[slot], places[slot] = layer, place
     return children, places
 

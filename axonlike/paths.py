@@ -62,7 +62,7 @@ def matches(glob: str, path: str) -> bool:
 
 def matching(where: str, globs: Iterable[str], paths: Iterable[str]) -> dict[str, str]:
     """The first glob that means each path; a glob that means none is an error."""
-    paths, found = list(paths), {}
+    paths, found = list(paths), dict[str, str]()
     for glob in globs:
         hits = [path for path in paths if matches(glob, path)]
         if not hits:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from axonlike.errors import nearest
 
@@ -39,9 +39,9 @@ class Signature:
         if not kwargs and len(args) == 1 and self.spreads:
             (x,) = args
             if isinstance(x, (tuple, list)):
-                args = tuple(x)
+                args = tuple(cast("list[Any]", x))
             elif isinstance(x, dict):
-                args, kwargs = (), x
+                args, kwargs = (), cast("dict[str, Any]", x)
         if kwargs or not self.variadic:
             self._check(args, kwargs)
         return args, kwargs

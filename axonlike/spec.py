@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +98,7 @@ def as_spec(x: PyTree, where: str = "input") -> PyTree:
     (always one shape, in float32), Python scalars, and pytrees of those. None at an axis
     means an unknown size, one per axis number.
     """
-    leaves, tree = jax.tree.flatten(x, is_leaf=_is_spec)
+    leaves, tree = cast(Any, jax.tree.flatten(x, is_leaf=_is_spec))
     drafts = [_draft(leaf, where) for leaf in leaves]
     facts = {
         c for draft in drafts if isinstance(draft, Spec) for c in draft.constraints
@@ -109,14 +109,15 @@ def as_spec(x: PyTree, where: str = "input") -> PyTree:
 
 def show(x: PyTree) -> str:
     """Shapes and dtypes for people: `float32[b, 8]`; containers as Python writes them."""
-    if isinstance(x, dict):
-        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in x.items()) + "}"
-    if isinstance(x, (tuple, list)) and not _is_shape(x):
-        inner = ", ".join(map(show, x))
-        return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
     if hasattr(x, "shape") and hasattr(x, "dtype"):
         return f"{x.dtype}[{', '.join(map(str, x.shape))}]"
-    return type(x).__name__
+    if isinstance(x, dict):
+        items = cast("dict[Any, Any]", x).items()
+        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in items) + "}"
+    if isinstance(x, (tuple, list)) and not _is_shape(x):
+        inner = ", ".join(map(show, cast("list[Any]", x)))
+        return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
+    return type(cast(Any, x)).__name__
 
 
 def same(a: Any, b: Any) -> bool:
@@ -136,7 +137,7 @@ def symbolic(
     if all(isinstance(dim, int) for dim in dims):
         return dims
     text = ",".join(map(str, dims)) + ("," if len(dims) == 1 else "")
-    return symbolic_shape(text, scope=_scope(constraints))
+    return tuple(symbolic_shape(text, scope=_scope(constraints)))
 
 
 @lru_cache(maxsize=256)
@@ -151,14 +152,10 @@ def _dim(part: str, axis: int) -> Dim:
 
 
 def _is_shape(x: object) -> bool:
-    return (
-        isinstance(x, tuple)
-        and len(x) > 0
-        and type(x) is tuple
-        and all(
-            d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in x
-        )
-    )
+    if type(x) is not tuple or not x:
+        return False
+    dims = cast("tuple[object, ...]", x)
+    return all(d is None or (isinstance(d, int) and d is not bool(d)) for d in dims)
 
 
 def _is_spec(x: object) -> bool:

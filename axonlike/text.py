@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any, cast
 
 from axonlike import values
@@ -32,9 +33,15 @@ def arguments(layer: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), kwargs
 
 
+@lru_cache(maxsize=1024)
+def signature_of(factory: Any) -> inspect.Signature:
+    """The signature of a factory's body, read when it is first needed."""
+    return inspect.signature(getattr(factory, "__axonlike_body__", factory))
+
+
 def parameters(layer: Any) -> Mapping[str, inspect.Parameter]:
-    signature = getattr(layer.factory, "__axonlike_signature__", None)
-    return {} if signature is None else signature.parameters
+    """The parameters of the factory that made a layer."""
+    return signature_of(layer.factory).parameters
 
 
 def is_default(layer: Any, name: str, value: Any) -> bool:

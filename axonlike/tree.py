@@ -82,7 +82,7 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
             slot = next((s for s, c in pending.items() if c is value), None)
             return value if slot is None else (pending.pop(slot), swaps[slot])[1]
         if isinstance(value, (tuple, list)):
-            return type(value)(map(swap, cast("list[Any]", value)))
+            return type(cast(Any, value))(map(swap, cast("list[Any]", value)))
         if isinstance(value, dict):
             return {k: swap(v) for k, v in cast("dict[str, Any]", value).items()}
         return value

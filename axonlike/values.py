@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -48,20 +50,20 @@ def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
     if isinstance(value, _PLAIN):
         return (kind, repr(value))
     if isinstance(value, (tuple, list)):
-        return (kind, *(token(v, name_of) for v in value))
-    if isinstance(value, (dict, Mapping)):
-        items = (
-            (str(k), token(k, name_of), token(v, name_of)) for k, v in value.items()
-        )
+        return (kind, *(token(v, name_of) for v in cast("list[Any]", value)))
+    if isinstance(value, Mapping):
+        pairs = cast("Mapping[Any, Any]", value).items()
+        items = [(str(k), token(k, name_of), token(v, name_of)) for k, v in pairs]
         return (kind, *sorted(items, key=lambda item: item[0]))
     if isinstance(value, (set, frozenset)):
-        return (kind, *sorted(map(repr, (token(v, name_of) for v in value))))
-    if hasattr(type(value), "__axonlike_token__"):
-        return type(value).__axonlike_token__(value, name_of)
+        members = cast("set[Any]", value)
+        return (kind, *sorted(repr(token(v, name_of)) for v in members))
+    if hasattr(cast(Any, type(value)), "__axonlike_token__"):
+        return value.__axonlike_token__(name_of)
     if isinstance(value, np.dtype):
-        return (kind, value.name)
+        return (kind, cast(Any, value).name)
     if isinstance(value, (np.ndarray, np.generic)) or _is_jax_array(value):
-        array = np.asarray(value)
+        array: Any = np.asarray(cast(Any, value))
         return (kind, array.dtype.name, array.shape, array.tobytes())
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
@@ -74,8 +76,12 @@ def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
 
 
 def by_name(value: Any) -> Any:
-    """Names that hold in every process where there is one, else the object's identity."""
-    return import_name(value) or id(value)
+    """Where a function says that it was defined, in every process; else its identity.
+
+    Good for hashes alone: what is defined again hashes alike, and is not equal.
+    """
+    name = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', '<')}"
+    return id(value) if "<" in name else name
 
 
 def digest(tokens: Any) -> int:
@@ -89,12 +95,15 @@ def source(value: Any) -> str:
     if isinstance(value, float) and repr(value) in ("nan", "inf", "-inf"):
         return f"float({repr(value)!r})"
     if type(value) is tuple:
-        inner = ", ".join(map(source, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
+        inner = ", ".join(map(source, cast("list[Any]", value)))
+        return f"({inner},)" if len(cast("list[Any]", value)) == 1 else f"({inner})"
     if type(value) is list:
-        return f"[{', '.join(map(source, value))}]"
+        return f"[{', '.join(map(source, cast('list[Any]', value)))}]"
     if type(value) is dict:
-        items = (f"{source(k)}: {source(v)}" for k, v in value.items())
+        items = (
+            f"{source(k)}: {source(v)}"
+            for k, v in cast("dict[Any, Any]", value).items()
+        )
         return "{" + ", ".join(items) + "}"
     if isinstance(value, np.dtype):
         return f"jax.numpy.dtype({value.name!r})"
@@ -143,3 +152,59 @@ def _resolves(home: str, qualname: str, value: Any) -> bool:
 def _is_jax_array(value: Any) -> bool:
     jax = sys.modules.get("jax")
     return jax is not None and isinstance(value, jax.Array)
+
+
+class ByName:
+    """A function on its way through pickle: found again by its import name.
+
+    Pickle itself looks where a function says that it was defined, which for many of
+    JAX's is not where it can be found.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return imported, (self.name,)
+
+
+class Partial(NamedTuple):
+    """A `functools.partial` on its way through pickle."""
+
+    func: Any
+    args: Any
+    keywords: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _partial, tuple(self)
+
+
+def _partial(func: Any, args: Any, keywords: Any) -> Any:
+    return functools.partial(func, *args, **keywords)
+
+
+def imported(name: str) -> Any:
+    """The object with an import name."""
+    module, _, rest = name.rpartition(".")
+    while module not in sys.modules and importlib.util.find_spec(module) is None:
+        module, _, more = module.rpartition(".")
+        rest = f"{more}.{rest}"
+    found: Any = importlib.import_module(module)
+    for part in rest.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def picklable(value: Any) -> Any:
+    """A config value with its functions by name."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(picklable, cast("list[Any]", value)))
+    if isinstance(value, dict):
+        return {k: picklable(v) for k, v in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, functools.partial):
+        words = {k: picklable(v) for k, v in value.keywords.items()}
+        return Partial(picklable(value.func), picklable(value.args), words)
+    if callable(value) and not hasattr(cast(Any, type(value)), "__axonlike_token__"):
+        name = import_name(value)
+        return value if name is None else ByName(name)
+    return value

@@ -502,8 +502,8 @@ def on_item(i: int | str, f: Any, *, name: str | None = None) -> Any:
         x = _one(args, kwargs, "on_item")
         y = frame.call("f", (_item("on_item", x, i),))
         if isinstance(x, dict):
-            return {**x, i: y}
-        items = list(x)
+            return {**cast("dict[Any, Any]", x), i: y}
+        items = list(cast("tuple[Any, ...]", x))
         items[cast(int, i)] = y
         return tuple(items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -86,7 +87,7 @@ def repeat(
     if tied:
         return wrapper(f, run)
     names = frozenset(["*"] if stacked else map(str, range(n)))
-    stem = "repeat" if f.kind == "serial" and f.name is None else f.stem
+    stem = "repeat" if f.stem == "serial" else f.stem
     return Node(run, {"f": f}, inside(f), stem=stem, names=names)
 
 
@@ -228,15 +229,13 @@ def scan(
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         xs, carry = _sequence(args, kwargs)
-        xs = jax.tree.map(lambda a: _time_first(a, axis), xs)
+        xs = jax.tree.map(partial(_time_first, axis=axis), xs)
         if carry is None:
-            carry = frame.call(
-                "f", (jax.tree.map(lambda a: a[0], xs),), {}, "initial_carry"
-            )
+            carry = frame.call("f", (jax.tree.map(_first, xs),), {}, "initial_carry")
         if "project" in has:
             xs = frame.call("f", (xs,), {}, "project")
         elif frame.run.recorder is not None:
-            frame.under().call("f", (carry, jax.tree.map(lambda a: a[0], xs)))
+            frame.under().call("f", (carry, jax.tree.map(_first, xs)))
         length = jax.tree.leaves(xs)[0].shape[0]
 
         def step(carry: Any, each: Any) -> Any:
@@ -247,10 +246,10 @@ def scan(
 
         (last, state), (ys, taken) = jax.lax.scan(
             step, (carry, frame.state), (xs, _index(frame, length)),
-            length=length, reverse=reverse,
+            reverse=reverse,
         )  # fmt: skip
         _keep(frame, state, taken)
-        ys = jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), ys)
+        ys = jax.tree.map(partial(jnp.moveaxis, source=0, destination=axis), ys)
         return (ys, last) if return_carry else ys
 
     return wrapper(cell, run)
@@ -271,6 +270,10 @@ def _sequence(args: Any, kwargs: Any) -> tuple[Any, Any]:
             f"inputs and {sorted(kwargs)}."
         )
     return args[0], kwargs.get("initial_carry", args[1] if len(args) == 2 else None)
+
+
+def _first(a: Any) -> Any:
+    return a[0]
 
 
 def _time_first(a: Any, axis: int) -> Any:
@@ -314,7 +317,7 @@ def bidirectional(
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         (x,) = args
         y = frame.call("forward", (x,))
-        flipped = jax.tree.map(lambda a: jnp.flip(a, axis), x)
+        flipped = jax.tree.map(partial(jnp.flip, axis=axis), x)
         z = frame.call("backward", (flipped,))
         for side, out in (("forward", y), ("backward", z)):
             if not hasattr(out, "ndim") or out.ndim <= axis:
@@ -366,15 +369,19 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
             return y, inner.state, inner.taken
 
         if frame.run.recorder is not None:
-            return jax.vmap(lambda _: member({}, {}, 0)[0])(jnp.zeros(n))
+            return jax.vmap(partial(_nth_member, member))(jnp.zeros(n))
         params, state = frame.params.get("*", {}), frame.state.get("*", {})
         _check_stack((params, state), n)
         y, state, taken = jax.vmap(member, axis_size=n)(params, state, _index(frame, n))
         _keep(frame, {"*": state}, taken)
         return y
 
-    stem = "ensemble" if f.kind == "serial" and f.name is None else f.stem
+    stem = "ensemble" if f.stem == "serial" else f.stem
     return Node(run, {"f": f}, inside(f), stem=stem, names=frozenset(["*"]))
+
+
+def _nth_member(member: Callable[..., Any], _: Any) -> Any:
+    return member({}, {}, 0)[0]
 
 
 @layer
@@ -503,7 +510,9 @@ def cond(predicate: Any, f: Any, g: Any, *, name: str | None = None) -> Any:
         Array([-1., -1.], dtype=float32)
     """
     if not all(isinstance(item, Layer) for item in (predicate, f, g)):
-        return cond(*(as_layer(item, "cond") for item in (predicate, f, g)))
+        return cond(
+            as_layer(predicate, "cond"), as_layer(f, "cond"), as_layer(g, "cond")
+        )
     return _choice("cond", predicate.named("predicate"), [f, g], {})
 
 
@@ -564,9 +573,10 @@ def _choice(
         specs: dict[str, Any] = {}
         branches = [_branch(frame, slot, kwargs, kind, specs) for slot in slots]
         if kind == "cond":
-            y, state = jax.lax.cond(chosen, *branches, frame.state, args)
+            out = cast(Any, jax.lax.cond(chosen, *branches, frame.state, args))
         else:
-            y, state = jax.lax.switch(chosen, branches, frame.state, args)
+            out = cast(Any, jax.lax.switch(chosen, branches, frame.state, args))
+        y, state = out
         _keep(frame, state, {})
         return y
 
@@ -701,7 +711,7 @@ def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
     if policy is None or policy is False:
         return function
     chosen = None if policy is True else policy
-    return jax.checkpoint(function, policy=chosen, prevent_cse=not in_scan)
+    return cast(Any, jax.checkpoint(function, policy=chosen, prevent_cse=not in_scan))
 
 
 def _keep(frame: Frame, state: Any, taken: Mapping[str, Any]) -> None:
@@ -728,7 +738,8 @@ def _check_stack(trees: Any, n: int) -> None:
 
 
 def _specs_equal(a: PyTree, b: PyTree) -> bool:
-    ours, theirs = jax.tree.flatten(a), jax.tree.flatten(b)
+    ours = cast(Any, jax.tree.flatten(a))
+    theirs = cast(Any, jax.tree.flatten(b))
     return ours[1] == theirs[1] and all(map(_same_leaf, ours[0], theirs[0]))
 
 
