@@ -128,7 +128,7 @@ def check_key(key: Any, *, optional: bool = False) -> Any:
 
 
 def _check_train(train: Any) -> bool:
-    if train is True or train is False or isinstance(train, np.bool_):
+    if train is True or train is False or type(train) is np.bool_:
         return bool(train)
     if isinstance(train, jax.core.Tracer):
         raise TypeError(

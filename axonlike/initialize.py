@@ -189,8 +189,7 @@ def _fold(key: Key, numbers: list[int], axes: int) -> Key:
     return key
 
 
-@partial(jax.jit, static_argnames="axes")
-def _fold_all(key: Key, data: Any, count: Any, axes: int) -> Key:
+def _fold_each(key: Key, data: Any, count: Any, axes: int) -> Key:
     def one(key: Key) -> Key:
         def step(i: Any, key: Key) -> Key:
             return jax.random.fold_in(key, data[i])
@@ -200,8 +199,7 @@ def _fold_all(key: Key, data: Any, count: Any, axes: int) -> Key:
     return _over(one, axes)(key)
 
 
-@partial(jax.jit, static_argnames=("count", "axes"))
-def _spread(key: Key, count: int, axes: int) -> Key:
+def _spread_each(key: Key, count: int, axes: int) -> Key:
     """A key for each copy, along a new last axis of keys."""
     copies = jnp.arange(count, dtype=jnp.uint32)
 
@@ -209,6 +207,10 @@ def _spread(key: Key, count: int, axes: int) -> Key:
         return jax.vmap(partial(jax.random.fold_in, key))(copies)
 
     return _over(one, axes)(key)
+
+
+_fold_all = cast(Any, jax.jit(_fold_each, static_argnames="axes"))
+_spread = cast(Any, jax.jit(_spread_each, static_argnames=("count", "axes")))
 
 
 def _over(function: Any, axes: int) -> Any:
@@ -221,7 +223,9 @@ def _mapped(function: Any, axes: int) -> Any:
     `lax.map` rather than `vmap`: each copy is computed by the same code as a single one,
     so that stacked and unrolled weights are equal to the bit.
     """
-    return partial(jax.lax.map, _mapped(function, axes - 1)) if axes else function
+    return cast(
+        Any, partial(jax.lax.map, _mapped(function, axes - 1)) if axes else function
+    )
 
 
 _plans: OrderedDict[Any, list[Plan]] = OrderedDict()
@@ -281,7 +285,14 @@ def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:
             raise TypeError(
                 f"{layer.kind}: init must return a dict of {what}, got {show(tree)}."
             )
-    return params, state
+    return jax.tree.map(_strong, (params, state))
+
+
+def _strong(x: Any) -> Any:
+    """An array of its own dtype: a weak one would make the second step compile again."""
+    if jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
+        return x
+    return jax.lax.convert_element_type(x, jnp.result_type(x))
 
 
 def _check_known(layer: Any, name: str, array: Any) -> None:

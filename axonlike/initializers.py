@@ -14,8 +14,10 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from axonlike import values
+from axonlike.errors import ShapeError
 from axonlike.types import Array, Key
 
 InitFunction = Callable[..., Any]
@@ -78,7 +80,17 @@ class Initializer:
         function: Any = getattr(jax.nn.initializers, self.factory)
         if self.factory not in ("zeros", "ones"):
             function = function(**dict(self.arguments))
-        return function(key, tuple(shape), dtype)
+        try:
+            return function(key, tuple(shape), dtype)
+        except Exception as error:
+            if all(isinstance(n, (int, np.integer)) for n in shape):
+                raise
+            raise ShapeError(
+                self.factory,
+                "known sizes",
+                f"({', '.join(map(str, shape))})",
+                "Params cannot depend on an unknown dim: declare its size in the spec.",
+            ) from error
 
     def __axonlike_token__(self, name_of: Callable[[Any], Any]) -> Any:
         """What equal records share, for comparing a layer's config."""

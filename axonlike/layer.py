@@ -474,10 +474,10 @@ def _build(
     if isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) in (2, 4):
         return _leaf(common, cast(Any, made))
     if callable(made):
-        return replace(lift(made), **common, stem=kind)
+        return replace(lift(cast(Any, made)), **common, stem=kind)
     raise TypeError(
         f"{kind}: expected the factory to return (init, apply) or a layer, "
-        f"got {show(made)}. End it with 'return init, apply'."
+        f"got {show(cast(Any, made))}. End it with 'return init, apply'."
     )
 
 

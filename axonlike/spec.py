@@ -114,7 +114,7 @@ def show(x: PyTree) -> str:
     if isinstance(x, dict):
         items = cast("dict[Any, Any]", x).items()
         return "{" + ", ".join(f"{k}: {show(v)}" for k, v in items) + "}"
-    if isinstance(x, (tuple, list)) and not _is_shape(x):
+    if isinstance(x, (tuple, list)) and not _is_shape(cast(Any, x)):
         inner = ", ".join(map(show, cast("list[Any]", x)))
         return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
     return type(cast(Any, x)).__name__

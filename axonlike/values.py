@@ -198,7 +198,7 @@ def imported(name: str) -> Any:
 def picklable(value: Any) -> Any:
     """A config value with its functions by name."""
     if isinstance(value, (tuple, list)):
-        return type(value)(map(picklable, cast("list[Any]", value)))
+        return type(cast(Any, value))(map(picklable, cast("list[Any]", value)))
     if isinstance(value, dict):
         return {k: picklable(v) for k, v in cast("dict[Any, Any]", value).items()}
     if isinstance(value, functools.partial):

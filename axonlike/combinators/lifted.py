@@ -547,7 +547,9 @@ def switch(index: Any, *layers: Any, name: str | None = None, **named: Any) -> A
         )
     items = (index, *layers, *named.values())
     if not all(isinstance(item, Layer) for item in items):
-        keys = {k: as_layer(c, "switch").named(None) for k, c in named.items()}
+        keys: dict[str, Any] = {
+            k: as_layer(c, "switch").named(None) for k, c in named.items()
+        }
         rest = [as_layer(item, "switch") for item in layers]
         return switch(as_layer(index, "switch"), *rest, **keys)
     return _choice("switch", index.named("index"), list(layers), named)

@@ -1,0 +1,135 @@
+"""Windows that slide over the spatial axes: what convolution and pooling share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from jax import lax
+
+from axonlike.errors import ShapeError
+from axonlike.layers.checks import exactly, is_int
+from axonlike.spec import is_unknown, show
+
+Sizes = int | Sequence[int]
+Padding = str | int | Sequence[int | tuple[int, int]]
+Pads = list[tuple[Any, Any]]
+
+
+def axes_of(value: Sizes, ndim: int) -> tuple[int, ...]:
+    """A size for each of `ndim` spatial axes: an int stands for all of them."""
+    if isinstance(value, (tuple, list)):
+        return tuple(cast("Sequence[int]", value))
+    return (cast(int, value),) * ndim
+
+
+def check_agree(kind: str, first: str, count: Sizes, **others: Any) -> None:
+    """Refuses options that name different numbers of spatial axes."""
+    if not isinstance(count, (tuple, list)):
+        return
+    ndim = len(cast("Sequence[int]", count))
+    for name, value in others.items():
+        if isinstance(value, (tuple, list)):
+            found = len(cast("Sequence[Any]", value))
+            if found != ndim:
+                raise ValueError(
+                    f"{kind}: {name} must have as many items as {first} {count!r}, "
+                    f"got {value!r}."
+                )
+
+
+def check_padding(kind: str, padding: Padding, names: tuple[str, ...]) -> None:
+    """Refuses a padding that is no known name, int, or sequence of ints and pairs."""
+    if isinstance(padding, str):
+        known = padding in names
+    elif isinstance(padding, (tuple, list)):
+        known = all(_is_pad(item) for item in cast("Sequence[Any]", padding))
+    else:
+        known = _is_pad(padding)
+    if not known:
+        raise ValueError(
+            f"{kind}: padding must be one of {', '.join(names)}, an int from 0 on, or "
+            f"for each spatial axis such an int or a pair (low, high), got {padding!r}."
+        )
+
+
+def check_rank(kind: str, x: Any, sizes: Sizes, *, floating: bool = True) -> None:
+    """Refuses what is not `(batch, *spatial, channels)` of the window's rank."""
+    if isinstance(sizes, (tuple, list)):
+        count = len(cast("Sequence[int]", sizes))
+        expected = f"(batch, {'n, ' * count}channels)"
+        hint = f"The window {tuple(sizes)} slides over {_axes(count)}."
+        exactly(kind, x, count + 2, expected, hint, floating=floating)
+        return
+    expected = "(batch, *spatial, channels) with 1 to 3 spatial axes"
+    hint = "Add an axis of size 1 with x[..., None] where channels are missing."
+    for ndim in (3, 4, 5):
+        if getattr(x, "ndim", None) == ndim:
+            exactly(kind, x, ndim, expected, hint, floating=floating)
+            return
+    exactly(kind, x, 4, expected, hint, floating=floating)
+
+
+def pads_of(
+    kind: str,
+    x: Any,
+    padding: Padding,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Pads:
+    """How much to pad before and after each spatial axis, for windows of this extent.
+
+    Raises:
+        ShapeError: a window is larger than the padded axis, or padding is for other
+            axes.
+    """
+    sizes = tuple(x.shape[1:-1])
+    pads = _pads(kind, x, padding, window, strides)
+    for size, extent, (low, high) in zip(sizes, window, pads, strict=True):
+        known = not any(map(is_unknown, (size, low, high)))
+        if known and size + low + high < extent:
+            raise ShapeError(
+                kind,
+                f"spatial axes of at least {extent} after padding",
+                show(x),
+                "Use a smaller window, or padding='SAME'.",
+            )
+    return pads
+
+
+def _pads(
+    kind: str,
+    x: Any,
+    padding: Padding,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> Pads:
+    sizes = tuple(x.shape[1:-1])
+    if padding == "CAUSAL":
+        if len(sizes) != 1:
+            hint = "CAUSAL padding is for one axis of time."
+            raise ShapeError(kind, "(batch, time, channels)", show(x), hint)
+        return [(window[0] - 1, 0)]
+    if isinstance(padding, str):
+        pads = lax.padtype_to_pads(sizes, window, strides, padding)
+        return [(low, high) for low, high in pads]
+    if isinstance(padding, int):
+        return [(padding, padding)] * len(sizes)
+    items: list[Any] = list(padding)
+    if len(items) != len(sizes):
+        expected = f"{len(items)} spatial axes, as padding {padding!r} has items"
+        raise ShapeError(
+            kind, expected, show(x), "Give one item for each spatial axis."
+        )
+    return [(p, p) if is_int(p) else (p[0], p[1]) for p in items]
+
+
+def _is_pad(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        pair = cast("Sequence[Any]", value)
+        return len(pair) == 2 and all(is_int(n) and n >= 0 for n in pair)
+    return is_int(value) and value >= 0
+
+
+def _axes(count: int) -> str:
+    return "1 spatial axis" if count == 1 else f"{count} spatial axes"
