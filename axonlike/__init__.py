@@ -11,7 +11,7 @@ which a combinator reaches a child, `combinators/` what composes, `layers/` the 
 `initializers.py` JAX's initializers by name, `testing.py` the contract of a layer.
 """
 
-from axonlike import initializers
+from axonlike import initializers, testing
 from axonlike.combinators.basic import (
     add,
     branch,
@@ -110,8 +110,9 @@ __all__ = [
     "reshape",
     "rms_norm",
     "transpose",
-    # the layers inside a model
+    # the layers inside a model, and the contract of one
     "layers",
+    "testing",
     # errors
     "PathError",
     "ShapeError",

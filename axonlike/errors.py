@@ -38,10 +38,12 @@ class PathError(KeyError):
         edit: nothing is called 'blocks/0/atn'. Nearest: 'blocks/0/attn'.
     """
 
-    def __init__(self, where: str, got: str, known: Iterable[str] = ()) -> None:
+    def __init__(
+        self, where: str, got: str, known: Iterable[str] = (), hint: str = ""
+    ) -> None:
         self.where, self.got = where, got
-        message = f"{where}: nothing is called {got!r}. {nearest(got, known)}".rstrip()
-        super().__init__(message)
+        message = f"{where}: nothing is called {got!r}. {nearest(got, known)} {hint}"
+        super().__init__(message.rstrip())
 
     def __str__(self) -> str:
         return str(self.args[0])

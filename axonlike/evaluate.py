@@ -12,7 +12,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.blame import hide
+from axonlike.blame import hide, located
 from axonlike.errors import PathError
 from axonlike.frame import Frame, Run, check_state
 from axonlike.initialize import Recorder, param_path, run_abstract
@@ -91,7 +91,8 @@ def evaluate(
             )
     unknown = [name for name in run.options if name not in layer.options]
     if unknown:
-        raise PathError("options", unknown[0], sorted(layer.options))
+        hint = "Options are keyword-only parameters of a layer's apply."
+        raise PathError("options", unknown[0], sorted(layer.options), hint)
     frame = Frame(layer, run, params, state, layer.places)
     try:
         y = frame.evaluate((x,))
@@ -108,9 +109,13 @@ def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
     y, recorder = run_abstract(layer, run, specs)
     for path, child in walk(layer, layer.places, ""):
         if param_path(path) not in recorder.reached and not layer.partial:
-            raise ValueError(
-                f"{path}: {child.headline} is never called, so init cannot know its input. "
-                "Call it, or take it out."
+            raise located(
+                ValueError(
+                    f"{child.kind}: never called, so init cannot know its input. "
+                    "Call it, or take it out."
+                ),
+                path,
+                child,
             )
     return y, recorder
 
@@ -135,4 +140,6 @@ def _check_train(train: Any) -> bool:
             "train: expected a Python bool, got a traced value. "
             "Write jax.jit(model.apply, static_argnames='train')."
         )
-    raise TypeError(f"train: expected a Python bool, got {show(train)}.")
+    raise TypeError(
+        f"train: expected a Python bool, got {show(train)}. Write train=True."
+    )

@@ -201,7 +201,7 @@ class Frame:
         missing = sorted(sig.needed - found.keys())
         if missing:
             raise TypeError(
-                f"option {missing[0]!r} was not given. "
+                f"{self.layer.kind}: option {missing[0]!r} was not given. "
                 f"Pass options={{{missing[0]!r}: ...}} to apply."
             )
         if "state" in sig.services:

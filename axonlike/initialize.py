@@ -18,6 +18,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
+from axonlike.blame import hide
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame, path_words
 from axonlike.paths import matching
@@ -429,7 +430,10 @@ def run_abstract(layer: Any, run: Any, specs: PyTree) -> tuple[PyTree, Recorder]
 
     def function(x: PyTree) -> PyTree:
         frame = Frame(layer, run, {}, {}, layer.places)
-        return frame.evaluate((x,), {})
+        try:
+            return frame.evaluate((x,), {})
+        except Exception as error:
+            raise hide(error) from error.__cause__
 
     return jax.eval_shape(function, specs), recorder
 

@@ -117,7 +117,7 @@ class Layer:
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         below = self.children.values()
-        set_(self, "identity", identity_(self, id, _own_identity))
+        set_(self, "identity", values.interned(identity_(self, id, _own_identity)))
         names = identity_(self, values.by_name, hash)
         set_(self, "hash", values.digest(names))
         sigs = [sig for _, sig in self.methods.values()] or [self.signature]
@@ -275,7 +275,7 @@ class Layer:
             return NotImplemented
         if self is other:
             return True
-        return self.hash == other.hash and self.identity == other.identity
+        return self.identity is other.identity
 
     def __hash__(self) -> int:
         return self.hash
@@ -298,7 +298,7 @@ class Layer:
 
     @property
     def headline(self) -> str:
-        """One line for errors: the kind with what was configured."""
+        """One line for errors, the kind with what was configured."""
         return text.headline(self)
 
     @property
@@ -407,7 +407,10 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
         signature = text.signature_of(factory)
         bound = _bind(kind, signature, args, kwargs)
         config = {k: v for k, v in bound.arguments.items() if k != "name"}
-        made: Any = function(*args, **kwargs)
+        try:
+            made: Any = function(*args, **kwargs)
+        except Exception as error:
+            raise hide(error) from error.__cause__
         if isinstance(made, Layer) and made.factory is factory:
             return made if name is None else made.named(name)
         name = None if name is None else check_name(name, signature.parameters)
@@ -473,7 +476,7 @@ def _build(
         return replace(made, **common, **fields)
     if isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) in (2, 4):
         return _leaf(common, cast(Any, made))
-    if callable(made):
+    if callable(cast(Any, made)):
         return replace(lift(cast(Any, made)), **common, stem=kind)
     raise TypeError(
         f"{kind}: expected the factory to return (init, apply) or a layer, "

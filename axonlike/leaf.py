@@ -18,7 +18,7 @@ def run_leaf(
     frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
 ) -> PyTree:
     function, sig = frame.layer.methods[method]
-    args, kwargs = sig.unpack(args, kwargs)
+    args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
     if method == "initial_carry":
         return function(*args)
     if frame.run.recorder is not None:
@@ -44,7 +44,7 @@ def run_function(
     frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
 ) -> PyTree:
     function, sig = frame.layer.methods["apply"]
-    args, kwargs = sig.unpack(args, kwargs)
+    args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
     return function(*args, **kwargs)
 
 
@@ -70,11 +70,20 @@ def _first(xs: Any) -> Any:
 
 
 def _missing(frame: Frame, error: KeyError) -> Exception:
+    """The error of a leaf whose arrays are not there; any other as it is."""
     name = error.args[0] if error.args else None
-    if not isinstance(name, str) or name in frame.params or name in frame.state:
+    in_params, in_state = name in frame.params, name in frame.state
+    if not isinstance(name, str) or (in_params and in_state):
         return error
-    known = [*frame.params, *frame.state]
-    kind = frame.layer.kind
-    found = PathError(f"params or state of {kind}", name, known)
-    found.args = (f"{found.args[0]} Pass the params and state that init returned.",)
-    return found
+    if in_params or in_state:
+        here, there = ("params", "state") if in_state else ("state", "params")
+        hint = f"It is among the {there}: write apply(params, state, x)."
+        tree = frame.params if in_state else frame.state
+        return PathError(f"{here} of {frame.layer.kind}", name, tree, hint)
+    where, tree = "params", frame.params
+    if "state" in frame.layer.signature.services:
+        empty = bool(frame.params) and not frame.state
+        where, tree = ("state", {}) if empty else ("params or state", tree)
+        tree = {**tree, **frame.state}
+    hint = "Pass the params and state that init returned."
+    return PathError(f"{where} of {frame.layer.kind}", name, tree, hint)

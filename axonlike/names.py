@@ -60,9 +60,11 @@ def assign(layers: list[Any], *, splice: bool) -> tuple[dict[str, Any], Places]:
     fixed = [name for draft in drafts for name in _fixed(draft)]
     twice = [name for name in fixed if fixed.count(name) > 1]
     if twice:
+        pairs = zip(layers, drafts, strict=True)
+        both = [item.headline for item, draft in pairs if twice[0] in _fixed(draft)]
         raise ValueError(
-            f"name: two layers are called {twice[0]!r}. Rename one, or write "
-            "shared(...) or wire(...) to share its weights."
+            f"name: two layers are called {twice[0]!r}: {', '.join(both)}. Rename one, "
+            "or write shared(...) or wire(...) to share its weights."
         )
     fresh = _Fresh(fixed)
     children: dict[str, Any] = {}

@@ -34,7 +34,9 @@ class Signature:
         """Whether one tuple or dict is unpacked into the inputs."""
         return self.required >= 2 or self.variadic
 
-    def unpack(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def unpack(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+    ) -> Any:
         """The call's inputs: one pytree is unpacked exactly when `spreads` says so."""
         if not kwargs and len(args) == 1 and self.spreads:
             (x,) = args
@@ -43,37 +45,44 @@ class Signature:
             elif isinstance(x, dict):
                 args, kwargs = (), cast("dict[str, Any]", x)
         if kwargs or not self.variadic:
-            self._check(args, kwargs)
+            self._check(args, kwargs, where)
         return args, kwargs
 
-    def _check(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def _check(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str
+    ) -> None:
         """The arity in words: `inspect` knows it, Python's own message names no input."""
         names = self.inputs
         if len(args) > len(names) and not self.variadic:
             raise TypeError(
-                f"expected {self._wanted()}, got {len(args)} inputs. "
+                f"{where}: expected {self._wanted()}, got {_count(len(args))}. "
                 "Pass one value for each input."
             )
         given = {*names[: len(args)], *kwargs}
         missing = [n for n in names[: self.required] if n not in given]
         if missing:
-            got = list(kwargs) or len(args)
-            got = f"{got} inputs" if isinstance(got, int) else f"inputs {got}"
+            got = f"inputs {sorted(kwargs)}" if kwargs else _count(len(args))
             raise TypeError(
-                f"expected {self._wanted()}, got {got}. Missing: {', '.join(missing)}."
+                f"{where}: expected {self._wanted()}, got {got}. "
+                f"Pass {', '.join(missing)} as well."
             )
         for name in kwargs:
             if name not in names and name not in self.options and not self.open:
                 known = [*names, *sorted(self.options)]
-                raise TypeError(f"unknown input {name!r}. {nearest(name, known)}")
+                raise TypeError(
+                    f"{where}: unknown input {name!r}. {nearest(name, known)}"
+                )
 
     def _wanted(self) -> str:
         count = len(self.inputs)
         names = f" ({', '.join(self.inputs)})" if count else ""
-        several = "" if count == 1 else "s"
         if self.required < count:
             return f"{self.required} to {count} inputs{names}"
-        return f"{count} input{several}{names}"
+        return f"{_count(count)}{names}"
+
+
+def _count(inputs: int) -> str:
+    return "1 input" if inputs == 1 else f"{inputs} inputs"
 
 
 NOTHING = Signature((), 0, False, frozenset(), frozenset(), frozenset())

@@ -24,6 +24,11 @@ class Spec:
     Kept as text, so it pickles, copies and compares; `shape` turns the names into
     the symbolic dims of `jax.export`, all from one scope, so that equal names mean
     equal sizes wherever they appear.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.spec("b 8") == al.spec("b 8"), al.spec("b 8").dims
+        (True, ('b', 8))
     """
 
     dims: tuple[Dim, ...]
@@ -32,7 +37,7 @@ class Spec:
 
     @property
     def shape(self) -> tuple[Any, ...]:
-        """Sizes: ints, and symbolic dims where a name was given."""
+        """Sizes, ints and symbolic dims where a name was given."""
         return symbolic(self.dims, self.constraints)
 
     @property
@@ -98,6 +103,11 @@ def as_spec(x: PyTree, where: str = "input") -> PyTree:
     (always one shape, in float32), Python scalars, and pytrees of those. None at an axis
     means an unknown size, one per axis number.
     """
+    if _is_traced_shape(x):
+        raise TypeError(
+            f"{where}: expected al.spec(...), got {show(x)}: JAX transforms take a shape "
+            "apart. Write al.spec('b 784')."
+        )
     leaves, tree = cast(Any, jax.tree.flatten(x, is_leaf=_is_spec))
     drafts = [_draft(leaf, where) for leaf in leaves]
     facts = {
@@ -117,7 +127,7 @@ def show(x: PyTree) -> str:
     if isinstance(x, (tuple, list)) and not _is_shape(cast(Any, x)):
         inner = ", ".join(map(show, cast("list[Any]", x)))
         return f"({inner})" if isinstance(x, tuple) else f"[{inner}]"
-    return type(cast(Any, x)).__name__
+    return "None" if x is None else type(cast(Any, x)).__name__
 
 
 def same(a: Any, b: Any) -> bool:
@@ -156,6 +166,14 @@ def _is_shape(x: object) -> bool:
         return False
     dims = cast("tuple[object, ...]", x)
     return all(d is None or (isinstance(d, int) and d is not bool(d)) for d in dims)
+
+
+def _is_traced_shape(x: Any) -> bool:
+    """Whether a JAX transform took a tuple of ints and None for a pytree of ints."""
+    if type(x) is not tuple or None not in cast("tuple[Any, ...]", x):
+        return False
+    sizes = [n for n in cast("tuple[Any, ...]", x) if n is not None]
+    return all(isinstance(n, jax.core.Tracer) and n.shape == () for n in sizes)
 
 
 def _is_spec(x: object) -> bool:

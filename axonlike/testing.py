@@ -20,6 +20,8 @@ from axonlike.layer import Layer
 from axonlike.spec import as_spec, is_unknown, show
 from axonlike.types import Key, Params, PyTree, State
 
+__all__ = ["check_layer"]
+
 Inputs = Callable[[np.random.Generator, PyTree], PyTree]
 _TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9}
 _DIM_WORDS: dict[str, Callable[[int, int], int]] = {

@@ -8,8 +8,10 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -82,6 +84,28 @@ def by_name(value: Any) -> Any:
     """
     name = f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', '<')}"
     return id(value) if "<" in name else name
+
+
+class Identity:
+    """What equal values share: one object, so that comparing them takes no time."""
+
+    __slots__ = ("__weakref__",)
+
+
+_identities: WeakValueDictionary[Any, Identity] = WeakValueDictionary()
+_identities_lock = threading.Lock()
+
+
+def interned(tokens: Any) -> Identity:
+    """The identity of these tokens, for as long as something has it.
+
+    Tokens that hold identities of their own stay shallow: models nest, comparisons do not.
+    """
+    with _identities_lock:
+        found = _identities.get(tokens)
+        if found is None:
+            found = _identities[tokens] = Identity()
+        return found
 
 
 def digest(tokens: Any) -> int:

@@ -22,6 +22,7 @@ Rule = Callable[[dict[str, Call], Any], Any]
 
 
 def _identity(x: PyTree) -> PyTree:
+    """The input as it is: what residuals add to, and branches pass on."""
     return x
 
 
@@ -296,6 +297,9 @@ def concatenate(
         >>> (al.dense(3) | al.identity).output_spec(al.spec("b 4")).shape
         (b, 7)
     """
+
+    if not isinstance(axis, int):
+        raise TypeError(f"concatenate: axis must be an int, got {axis!r}.")
 
     def join(items: dict[str, Any]) -> Any:
         arrays = list(items.values())

@@ -241,7 +241,7 @@ def scan(
         def step(carry: Any, each: Any) -> Any:
             inner = frame.under(None, frame.params, carry[1], index=each[1])
             after, y = inner.call("f", (carry[0], each[0]), {}, "step")
-            _same_spec("scan", carry[0], after)
+            _same_spec("scan", carry[0], after, "the carry ")
             return (after, inner.state), (y, inner.taken)
 
         (last, state), (ys, taken) = jax.lax.scan(
@@ -416,7 +416,7 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
         def one(x: Any, index: Any) -> Any:
             inner = frame.under(None, frame.params, frame.state, index=index)
             y = inner.call("f", (x,), kwargs, method)
-            unchanged.append(_is(inner.state, frame.state))
+            unchanged.append(_recording(frame) or _is(inner.state, frame.state))
             return y, inner.taken
 
         y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, _index(frame, size))
@@ -540,7 +540,10 @@ def switch(index: Any, *layers: Any, name: str | None = None, **named: Any) -> A
         Array([-1., -1.], dtype=float32)
     """
     if not layers and not named:
-        raise TypeError("switch: expected at least one layer, got none.")
+        raise TypeError(
+            "switch: expected at least one layer, got none. "
+            "Write switch(index, dense(8), dense(8))."
+        )
     if layers and named:
         raise TypeError(
             "switch: children are named by keyword or not at all, got both."
@@ -598,7 +601,7 @@ def _branch(
                 f"{kind}: cannot read inside {slot!r}, which may not run. "
                 f"Read the output of the {kind} instead."
             )
-        return y, inner.state
+        return y, state if _recording(frame) else inner.state
 
     return go
 
@@ -673,7 +676,11 @@ def mixed(
     """
     for dtype in (compute, output):
         if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
-            raise TypeError(f"mixed: expected a floating-point dtype, got {dtype!r}.")
+            name = getattr(dtype, "__name__", dtype)
+            raise TypeError(
+                f"mixed: expected a floating-point dtype, got {name}. "
+                "Write jnp.bfloat16, or leave it out."
+            )
     if not isinstance(f, Layer):
         return mixed(as_layer(f, "mixed"), compute, output)
 
@@ -707,6 +714,11 @@ def _index(frame: Frame, n: Any) -> Any:
     if run.key is None or run.recorder is not None or not frame.layer.uses_key:
         return None
     return jnp.arange(n, dtype=jnp.uint32)
+
+
+def _recording(frame: Frame) -> bool:
+    """Whether this is init's pass over shapes, in which state is made, not changed."""
+    return frame.run.recorder is not None
 
 
 def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
@@ -751,10 +763,10 @@ def _same_leaf(a: Any, b: Any) -> bool:
     return same(a, b)
 
 
-def _same_spec(kind: str, before: PyTree, after: PyTree) -> None:
+def _same_spec(kind: str, before: PyTree, after: PyTree, what: str = "") -> None:
     if not _specs_equal(before, after):
         raise ShapeError(
-            kind, f"{show(before)} out, as it came in", show(after),
+            kind, f"{what}{show(before)} out, as it came in", show(after),
             "What is run again on its own output must keep its shape and dtype.",
         )  # fmt: skip
 

@@ -119,7 +119,7 @@ def wire(fn: Callable[..., Any], **children: Any) -> Any:
     def run(
         frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
     ) -> PyTree:
-        args, kwargs = sig.unpack(args, kwargs)
+        args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
         if not sig.services and not sig.options:
             return fn(Sub(frame), *args, **kwargs)
         return fn(Sub(frame), *args, **frame.services(sig, kwargs))

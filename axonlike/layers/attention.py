@@ -143,13 +143,13 @@ def attention(
 
 @layer
 def projection(
-    features: int | None,
+    features: int | None = None,
     *,
-    use_bias: bool,
-    kernel_init: InitFunction,
-    bias_init: InitFunction,
-    param_dtype: Any,
-    precision: Any,
+    use_bias: bool = True,
+    kernel_init: InitFunction = lecun_normal(),
+    bias_init: InitFunction = zeros(),
+    param_dtype: Any = jnp.float32,
+    precision: Any = None,
     name: str | None = None,
 ) -> Any:
     """An affine map that is as wide as a second input where no width is given.

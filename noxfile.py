@@ -1,0 +1,72 @@
+"""Everything that is run on this project: `nox -l` lists it, `nox -s lint` runs one.
+
+None of it is needed to run a test: in an environment with the packages, `pytest` does.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "tests", "docs"]
+nox.options.error_on_missing_interpreters = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+PYTHON = PYTHONS[0]
+
+
+def install(session: nox.Session, *groups: str, extras: str = "") -> None:
+    """Installs axonlike as it is in this tree, with dependency groups."""
+    wanted = nox.project.dependency_groups(PYPROJECT, *groups)
+    session.install("-e", f".{extras}", *wanted)
+
+
+@nox.session(python=PYTHON)
+def lint(session: nox.Session) -> None:
+    """Format, lint and strict types."""
+    install(session, "lint")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("pyright")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Every test and every documented example but the slow ones."""
+    install(session, "test", extras="[examples]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=PYTHON)
+def docs(session: nox.Session) -> None:
+    """The documentation, warnings and dangling references being errors."""
+    install(session, "docs")
+    session.run("sphinx-build", "-W", "-n", "-E", "docs", "docs/_build/html")
+
+
+@nox.session(python=PYTHON, default=False)
+def demo(session: nox.Session) -> None:
+    """Train on the handwritten digits, and draw what came of it."""
+    install(session, extras="[examples]")
+    session.run("python", "examples/digits.py", *session.posargs)
+
+
+@nox.session(python=PYTHON, default=False)
+def bench(session: nox.Session) -> None:
+    """Measure side by side with raw JAX and the peers: all, or those named (core)."""
+    install(session, "bench")
+    files = Path("tests/benchmarks").glob("*.py")
+    for name in session.posargs or sorted(file.stem for file in files):
+        session.run("python", f"tests/benchmarks/{name}.py")
+
+
+@nox.session(python=PYTHON, default=False)
+def nightly(session: nox.Session) -> None:
+    """All tests, the slow ones and a thousand random models included, with coverage."""
+    install(session, "test", extras="[examples]")
+    session.install("coverage")
+    profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
+    session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)
+    session.run("coverage", "report")

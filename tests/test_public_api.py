@@ -1,0 +1,133 @@
+"""What is public is listed once, sorted, documented, and shown by example."""
+
+import ast
+import doctest
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import axonlike
+
+SOURCE = Path(axonlike.__file__).read_text(encoding="utf-8")
+TREE = ast.parse(SOURCE)
+MODULES = [n for n in axonlike.__all__ if inspect.ismodule(getattr(axonlike, n))]
+VALUES = ["identity"]  # a layer itself, not what makes one
+NAMES = [name for name in axonlike.__all__ if name not in (*MODULES, *VALUES)]
+MEMBERS = [
+    f"{module}.{name}"
+    for module in MODULES
+    for name in getattr(axonlike, module).__all__
+]
+METHODS = [
+    f"Layer.{name}"
+    for name, value in vars(axonlike.Layer).items()
+    if not name.startswith("_") and inspect.isfunction(value)
+]
+DOCUMENTED = [*NAMES, *MEMBERS, *METHODS]
+
+# What is used by what makes it, or by its operator.
+USED = {
+    "Layer": "model",
+    "Spec": "al.spec",
+    "add": " + ",
+    "concatenate": " | ",
+    "initializers.Initializer": "al.initializers.",
+    "multiply": " * ",
+    "parallel": " @ ",
+}
+
+# These touch no arrays, so there are no shapes to tell.
+WITHOUT_SHAPES = {"Layer", "PathError", "ShapeError", "Spec"}
+
+
+def test_all_is_what_is_imported():
+    imported = [
+        alias.asname or alias.name
+        for node in TREE.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert sorted(axonlike.__all__) == sorted(imported)
+
+
+def test_nothing_is_defined_in_the_root():
+    kinds = {type(node) for node in TREE.body}
+    assert kinds == {ast.Expr, ast.ImportFrom, ast.Assign}
+    assert SOURCE.count("__all__") == 1
+
+
+def test_every_group_of_all_is_sorted():
+    text = re.search(r"__all__ = \[(.*?)\]", SOURCE, re.DOTALL).group(1)
+    groups = re.split(r"#.*", text)[1:]
+    listed = [re.findall(r'"(\w+)"', group) for group in groups]
+    assert [name for group in listed for name in group] == axonlike.__all__
+    assert listed == [sorted(group) for group in listed]
+    assert all(listed)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_what_is_a_layer_itself_says_what_it_is(name):
+    assert isinstance(found(name), axonlike.Layer)
+    assert found(name).config["function"].__doc__
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_public_module_lists_what_is_public_in_it(name):
+    module = getattr(axonlike, name)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, member) for member in module.__all__)
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_the_first_line_says_what_it_is(name):
+    first, *rest = inspect.cleandoc(found(name).__doc__).splitlines()
+    assert first.endswith((".", ";"))
+    assert len(first) <= 88
+    assert not rest or rest[0] == ""
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_there_is_an_example_that_can_be_pasted(name):
+    examples = doctest.DocTestParser().get_examples(found(name).__doc__)
+    code = "".join(example.source for example in examples)
+    assert re.search(r"^import .*\baxonlike as al$", code, re.MULTILINE)
+    assert USED.get(name, found(name).__name__) in code
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_argument_is_described(name):
+    text = section(found(name).__doc__, "Args")
+    missing = [
+        argument
+        for argument in arguments(found(name))
+        if not re.search(rf"^\**{argument}:|\b{argument}\b.*:", text, re.MULTILINE)
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", [*NAMES, *MEMBERS])
+def test_shapes_are_told_where_there_are_arrays(name):
+    assert bool(section(found(name).__doc__, "Shapes")) != (name in WITHOUT_SHAPES)
+
+
+def found(name):
+    value = axonlike
+    for step in name.split("."):
+        value = getattr(value, step)
+    return value
+
+
+def section(text, title):
+    """The indented lines below a title such as `Args:`; "" if there are none."""
+    hit = re.search(rf"^{title}:\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(text), re.M)
+    return hit.group(1) if hit else ""
+
+
+def arguments(value):
+    """What a caller may pass; `name`, which every layer takes, is described once."""
+    if inspect.isclass(value) and not hasattr(value, "_fields"):
+        return []
+    names = list(inspect.signature(value).parameters)
+    return [name for name in names if name not in ("name", "self")]
