@@ -260,7 +260,12 @@ def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
         made = layer.init_function(key, *args, **kwargs)
         return _params_and_state(layer, made)
 
-    params, state = jax.eval_shape(function, jax.eval_shape(lambda: jax.random.key(0)))
+    try:
+        made = jax.eval_shape(function, jax.eval_shape(lambda: jax.random.key(0)))
+    except Exception as error:
+        _check_readable(layer, templates, specs, error)
+        raise
+    params, state = made
     for name, array in _named(params) + _named(state):
         _check_known(layer, name, array)
     reads = tuple(
@@ -294,6 +299,25 @@ def _strong(x: Any) -> Any:
     if jnp.issubdtype(jnp.result_type(x), jax.dtypes.extended):
         return x
     return jax.lax.convert_element_type(x, jnp.result_type(x))
+
+
+def _check_readable(
+    layer: Any, templates: list[Template], specs: list[Any], error: Exception
+) -> None:
+    """An init that fails after reading an unknown size fails because of it.
+
+    Unless it has found something else wrong with the shape, and said so.
+    """
+    if isinstance(error, ShapeError):
+        return
+    for template, spec in zip(templates, specs, strict=True):
+        if any(is_unknown(spec.shape[axis]) for axis in template.reads):
+            raise ShapeError(
+                layer.kind,
+                "known sizes where init reads them",
+                show(spec),
+                "Params cannot depend on an unknown dim: declare its size in the spec.",
+            ) from error
 
 
 def _check_known(layer: Any, name: str, array: Any) -> None:

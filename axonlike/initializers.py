@@ -77,20 +77,22 @@ class Initializer:
         self, key: Key, shape: Sequence[int], dtype: Any = jnp.float32
     ) -> Array:
         """An array of this shape and dtype, drawn with the key."""
-        function: Any = getattr(jax.nn.initializers, self.factory)
-        if self.factory not in ("zeros", "ones"):
-            function = function(**dict(self.arguments))
-        try:
-            return function(key, tuple(shape), dtype)
-        except Exception as error:
-            if all(isinstance(n, (int, np.integer)) for n in shape):
-                raise
+        if not all(isinstance(n, (int, np.integer)) for n in shape):
             raise ShapeError(
                 self.factory,
                 "known sizes",
                 f"({', '.join(map(str, shape))})",
                 "Params cannot depend on an unknown dim: declare its size in the spec.",
-            ) from error
+            )
+        function: Any = getattr(jax.nn.initializers, self.factory)
+        if self.factory not in ("zeros", "ones"):
+            function = function(**dict(self.arguments))
+        return function(key, tuple(shape), dtype)
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws random numbers; if not, it needs no key of its own."""
+        return self.factory not in ("zeros", "ones", "constant")
 
     def __axonlike_token__(self, name_of: Callable[[Any], Any]) -> Any:
         """What equal records share, for comparing a layer's config."""

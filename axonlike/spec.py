@@ -170,10 +170,11 @@ def _is_shape(x: object) -> bool:
 
 def _is_traced_shape(x: Any) -> bool:
     """Whether a JAX transform took a tuple of ints and None for a pytree of ints."""
-    if type(x) is not tuple or None not in cast("tuple[Any, ...]", x):
-        return False
-    sizes = [n for n in cast("tuple[Any, ...]", x) if n is not None]
-    return all(isinstance(n, jax.core.Tracer) and n.shape == () for n in sizes)
+    items = list(cast("tuple[Any, ...]", x)) if type(x) is tuple else []
+    sizes = [n for n in items if n is not None]
+    return len(sizes) < len(items) and all(
+        isinstance(n, jax.core.Tracer) and n.shape == () for n in sizes
+    )
 
 
 def _is_spec(x: object) -> bool:

@@ -123,12 +123,20 @@ def headline(layer: Any) -> str:
     if layer.function is not None:
         return values.source(layer.function)
     shown = [
-        f"{name}={brief(value)}"
+        _option(layer, name, value)
         for name, value in layer.config.items()
         if not is_default(layer, name, value) and not holds_layers(value)
     ]
     more = ["..."] if any(map(holds_layers, layer.config.values())) else []
     return f"{layer.kind}({', '.join([*shown, *more])})"
+
+
+def _option(layer: Any, name: str, value: Any) -> str:
+    """One argument of a headline; those without a name as they were passed."""
+    parameter = parameters(layer).get(name)
+    if parameter is not None and parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+        return ", ".join(map(brief, value))
+    return f"{name}={brief(value)}"
 
 
 def lines(layer: Any, label: str = "", indent: str = "") -> Iterator[str]:

@@ -22,7 +22,7 @@ from axonlike.layers.windows import (
     pads_of,
 )
 from axonlike.spec import show
-from axonlike.types import Array, Key, Params
+from axonlike.types import Array, Key, Params, to_dtype
 
 _LAYOUTS = {
     1: ("NWC", "WIO", "NWC"),
@@ -135,7 +135,7 @@ def conv(
 
     def apply(params: Params, x: Any) -> Array:
         check_rank("conv", x, kernel_size)
-        kernel = params["kernel"].astype(x.dtype)
+        kernel = to_dtype(params["kernel"], x.dtype)
         last_axis("conv", x, kernel.shape[-2] * groups)
         steps = axes_of(strides, x.ndim - 2)
         dilation = axes_of(kernel_dilation, x.ndim - 2)

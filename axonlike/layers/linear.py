@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.checks import at_least, positive
-from axonlike.types import Array, Key, Params
+from axonlike.types import Array, Key, Params, to_dtype
 
 
 @layer
@@ -87,7 +86,9 @@ def affine_params(
     dtype: Any,
 ) -> Params:
     """A kernel, and a bias for its last axis."""
-    kernel_key, bias_key = jax.random.split(key)
+    kernel_key = bias_key = key
+    if use_bias and getattr(bias_init, "draws", True):
+        kernel_key, bias_key = jax.random.split(key)
     params = {"kernel": kernel_init(kernel_key, shape, dtype)}
     if use_bias:
         params["bias"] = bias_init(bias_key, shape[-1:], dtype)
@@ -96,9 +97,7 @@ def affine_params(
 
 def affine(params: Params, x: Any, precision: Any) -> Array:
     """`x @ kernel + bias` in the dtype of `x`; no bias where there is none."""
-    kernel = params["kernel"].astype(x.dtype)
-    contract = (((x.ndim - 1,), (0,)), ((), ()))
-    y = lax.dot_general(x, kernel, contract, precision=precision)
+    y = jnp.matmul(x, to_dtype(params["kernel"], x.dtype), precision=precision)
     return add_bias(params, y)
 
 
@@ -106,4 +105,4 @@ def add_bias(params: Params, y: Array) -> Array:
     """`y + bias` along the last axis; `y` where there is no bias."""
     if "bias" not in params:
         return y
-    return y + jnp.broadcast_to(params["bias"].astype(y.dtype), y.shape)
+    return y + jnp.broadcast_to(to_dtype(params["bias"], y.dtype), y.shape)

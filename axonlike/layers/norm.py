@@ -25,7 +25,7 @@ from axonlike.layers.checks import (
     within,
 )
 from axonlike.spec import is_unknown, show
-from axonlike.types import Array, Key, Params, State
+from axonlike.types import Array, Key, Params, State, to_dtype
 
 
 @layer
@@ -111,7 +111,7 @@ def batch_norm(
             centred = xs - jnp.broadcast_to(mean, xs.shape)
         factor = lax.rsqrt(var + epsilon)
         if use_scale:
-            factor = factor * params["scale"].astype(xs.dtype)
+            factor = factor * to_dtype(params["scale"], xs.dtype)
         y = centred * jnp.broadcast_to(factor, xs.shape)
         return _add_bias(params, y).astype(x.dtype), state
 
@@ -378,14 +378,14 @@ def _affine(params: Params, y: Array, kind: str) -> Array:
     for param in params.values():
         last_axis(kind, y, param.shape[0])
     if "scale" in params:
-        y = y * jnp.broadcast_to(params["scale"].astype(y.dtype), y.shape)
+        y = y * jnp.broadcast_to(to_dtype(params["scale"], y.dtype), y.shape)
     return _add_bias(params, y)
 
 
 def _add_bias(params: Params, y: Array) -> Array:
     if "bias" not in params:
         return y
-    return y + jnp.broadcast_to(params["bias"].astype(y.dtype), y.shape)
+    return y + jnp.broadcast_to(to_dtype(params["bias"], y.dtype), y.shape)
 
 
 def _moved(running: Any, batch: Array, momentum: float) -> Array:

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from axonlike.combinators.lifted import scan
 from axonlike.initializers import InitFunction, lecun_normal, orthogonal, zeros
 from axonlike.layer import Cell, layer
 from axonlike.layers.checks import exactly, positive
 from axonlike.layers.linear import affine
-from axonlike.types import Array, Key, Params
+from axonlike.types import Array, Key, Params, to_dtype
 
 _STEP = "(batch, n)"
 _HINT = "A cell takes one time step; over sequences use lstm, gru or scan(cell)."
@@ -184,7 +183,7 @@ def gru_cell(
         xr, xz, xn = jnp.split(x, 3, -1)
         hr, hz, hn = jnp.split(_recurrent(params, h, precision), 3, -1)
         if use_bias:
-            bias = params["recurrent_bias"].astype(hn.dtype)
+            bias = to_dtype(params["recurrent_bias"], hn.dtype)
             hn = hn + jnp.broadcast_to(bias, hn.shape)
         r, z = gate_fn(xr + hr), gate_fn(xz + hz)
         n = activation_fn(xn + r * hn)
@@ -357,8 +356,8 @@ def _gates(
 
 
 def _recurrent(params: Params, h: Any, precision: Any) -> Array:
-    kernel = params["recurrent_kernel"].astype(h.dtype)
-    return lax.dot_general(h, kernel, (((1,), (0,)), ((), ())), precision=precision)
+    kernel = to_dtype(params["recurrent_kernel"], h.dtype)
+    return jnp.matmul(h, kernel, precision=precision)
 
 
 def _zeros(x: Any, features: int) -> Array:
