@@ -121,6 +121,7 @@ def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
 
 
 def check_key(key: Any, *, optional: bool = False) -> Any:
+    """One key of JAX, typed or not, as it is; anything else is an error."""
     if optional and key is None:
         return None
     shape: Any = getattr(key, "shape", None)

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -28,12 +28,11 @@ _NO_KWARGS: Mapping[str, Any] = {}
 Edit = Callable[[Any], Any]
 
 
-@dataclass(frozen=True)
-class Taps:
-    """What an evaluation reads and edits on its way, by site (a path, `#1` a second use)."""
+class Taps(NamedTuple):
+    """What an evaluation reads and edits, by site: a path, `#1` for a second use."""
 
     reads: frozenset[str] = frozenset()
-    edits: Mapping[str, Edit] = field(default_factory=dict[str, Edit])
+    edits: Mapping[str, Edit] = MappingProxyType({})
 
     def visit(self, site: str, value: PyTree, taken: dict[str, Any]) -> PyTree:
         """The value after edits; kept in `taken` when it is read."""
@@ -44,13 +43,12 @@ class Taps:
         return value
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What all frames of one evaluation share."""
 
     key: Key | None = None
     train: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    options: Mapping[str, Any] = MappingProxyType({})
     taps: Taps | None = None
     recorder: Any = None
 
@@ -59,8 +57,19 @@ class Frame:
     """One evaluation of one layer; it never outlives its call."""
 
     __slots__ = (
-        "layer", "run", "params", "state", "places", "site", "keypath",
-        "indices", "stack", "taken", "uses", "trail", "given",
+        "given",
+        "indices",
+        "keypath",
+        "layer",
+        "params",
+        "places",
+        "run",
+        "site",
+        "stack",
+        "state",
+        "taken",
+        "trail",
+        "uses",
     )  # fmt: skip
 
     def __init__(

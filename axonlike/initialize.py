@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -134,15 +133,14 @@ class Leaf(NamedTuple):
     plan: Plan
 
 
-@dataclass
-class Plan:
+class Plan(NamedTuple):
     """A leaf's init, traced: specs of its params and state, and the compiled functions."""
 
     function: Any
     params: Any
     state: Any
     reads: tuple[tuple[int, int, Any], ...]
-    compiled: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    compiled: dict[Any, Any]
 
     def fits(self, specs: list[Any]) -> bool:
         """Whether an input has the sizes that this plan was traced for."""
@@ -273,7 +271,7 @@ def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
         for leaf, template in enumerate(templates)
         for axis in sorted(template.reads)
     )
-    return Plan(function, params, state, reads)
+    return Plan(function, params, state, reads, {})
 
 
 def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:

@@ -1,4 +1,4 @@
-"""A layer: a frozen record that is the pair (init, apply), and the decorator that makes one."""
+"""A layer: the record that is a pair `(init, apply)`, and the decorator that makes one."""
 
 from __future__ import annotations
 
@@ -207,6 +207,7 @@ class Layer:
         return iter((self.init, self.apply))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises: a layer is a pair of functions, not one."""
         raise TypeError(
             f"{self.headline}: a layer is not called like a function. Use "
             "predict(params, state, x) or apply(params, state, x)."

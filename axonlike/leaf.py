@@ -17,6 +17,7 @@ from axonlike.types import PyTree
 def run_leaf(
     frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
 ) -> PyTree:
+    """Runs a leaf's `apply`, or another function of a cell, on its params."""
     function, sig = frame.layer.methods[method]
     args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
     if method == "initial_carry":
@@ -43,6 +44,7 @@ def run_leaf(
 def run_function(
     frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
 ) -> PyTree:
+    """Runs a lifted function: inputs only."""
     function, sig = frame.layer.methods["apply"]
     args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
     return function(*args, **kwargs)

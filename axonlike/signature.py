@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from axonlike.errors import nearest
 
@@ -17,8 +15,7 @@ _POSITIONAL = (
 )
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(NamedTuple):
     """Inputs (positional), services (`state`, `key`, `train`, `emit`) and options."""
 
     inputs: tuple[str, ...]
@@ -99,25 +96,18 @@ def read(function: Callable[..., Any], skip: int, *, plain: bool = False) -> Sig
         return _read(function, skip, plain)
     defaults = getattr(function, "__defaults__", None) or ()
     keyword = tuple(sorted(getattr(function, "__kwdefaults__", None) or ()))
-    return _read_code(_Code(function, (code, len(defaults), keyword)), skip, plain)
+    where = (code, len(defaults), keyword, skip, plain)
+    if where not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[where] = _read(function, skip, plain)
+    return _known[where]
 
 
-class _Code:
-    """A function that equals every other made from the same source line."""
-
-    def __init__(self, function: Callable[..., Any], key: Any) -> None:
-        self.function, self.key = function, key
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Code) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@lru_cache(maxsize=4096)
-def _read_code(code: _Code, skip: int, plain: bool) -> Signature:
-    return _read(code.function, skip, plain)
+# By code, which is the same for every function made by one `def`. The functions
+# themselves are not kept: they may hold on to arrays.
+_known: dict[Any, Signature] = {}
+_MOST_KNOWN = 4096
 
 
 def _read(function: Callable[..., Any], skip: int, plain: bool) -> Signature:

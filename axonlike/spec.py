@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jax.export import SymbolicScope, symbolic_shape

@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from axonlike.evaluate import evaluate
 from axonlike.frame import Run, Taps
@@ -154,7 +153,7 @@ class _Subject:
         """The jaxpr of `apply`, params, state, x and key being its arguments."""
 
         def function(params: Any, state: Any, x: Any, key: Any) -> Any:
-            now = replace(run, key=key)
+            now = run._replace(key=key)
             return evaluate(self.layer, params, state, x, now)[:2]
 
         given = (self.params, self.state, self.x, run.key)
@@ -324,7 +323,7 @@ def _taps(s: _Subject) -> None:
         with jax.checking_leaks():
             plain = _text(s.traced(run))
         taps = Taps(reads=nowhere, edits=dict.fromkeys(nowhere, jnp.zeros_like))
-        if _text(s.traced(replace(run, taps=taps))) != plain:
+        if _text(s.traced(run._replace(taps=taps))) != plain:
             raise _Broken("one computation with and without unused taps", "two")
 
 
@@ -513,7 +512,7 @@ def _below(jaxpr: Any) -> Iterator[Any]:
             for item in cast(
                 "Iterable[Any]", value if isinstance(value, (tuple, list)) else [value]
             ):
-                if isinstance(item, (ClosedJaxpr, Jaxpr)):
+                if hasattr(item, "eqns"):
                     yield item
 
 

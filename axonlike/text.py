@@ -45,6 +45,7 @@ def parameters(layer: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def is_default(layer: Any, name: str, value: Any) -> bool:
+    """Whether an argument is what the factory takes without it."""
     parameter = parameters(layer).get(name)
     if parameter is None:
         return False
@@ -63,22 +64,38 @@ def source(layer: Any, *, with_name: bool) -> str:
     if layer.partial and layer.kind == "part":
         return f"{layer.config['model']!r}.part({layer.config['path']!r})"
     parts: list[str] = []
-    for key, value in layer.config.items():
-        if is_default(layer, key, value):
-            continue
-        parameter = parameters(layer)[key]
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+    bare = _bare(layer)
+    for at, (key, value) in enumerate(layer.config.items()):
+        kind = parameters(layer)[key].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
             parts += map(_value, value)
-        elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            parts += [f"{k}={_value(v)}" for k, v in value.items()]
-        elif parameter.default is inspect.Parameter.empty and is_layer(value):
+        elif at < bare:
             parts.append(_value(value))
+        elif is_default(layer, key, value):
+            continue
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            parts += [f"{k}={_value(v)}" for k, v in value.items()]
         else:
             parts.append(f"{key}={_value(value)}")
     if name is not None:
         parts.append(f"name={name!r}")
     factory = values.public(values.import_name(layer.factory) or layer.kind)
     return f"{factory}({', '.join(parts)})"
+
+
+def _bare(layer: Any) -> int:
+    """How many arguments stand without their names: up to the last that has to."""
+    count = 0
+    for at, (key, value) in enumerate(layer.config.items()):
+        parameter = parameters(layer)[key]
+        required = parameter.default is inspect.Parameter.empty
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            count = at + 1 if value else count
+        elif parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            count = at + 1
+        elif parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            count = at + 1 if required and is_layer(value) else count
+    return count
 
 
 def _lifted(function: Any, name: str | None) -> str:
@@ -106,11 +123,13 @@ def _value(value: Any) -> str:
 
 
 def brief(value: Any) -> str:
+    """Source for a headline: cut where it is long."""
     text = values.source(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def holds_layers(value: Any) -> bool:
+    """Whether a config value is a layer, or a container with one in it."""
     if isinstance(value, dict):
         return any(map(holds_layers, cast("dict[Any, Any]", value).values()))
     if isinstance(value, (tuple, list)):

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -159,7 +160,7 @@ def _function_source(value: Any) -> str:
     name = import_name(value)
     if name is not None:
         return public(name)
-    code = getattr(value, "__code__", None)
+    code = getattr(inspect.unwrap(value), "__code__", None)
     if code is None:
         return repr(value)
     file = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]

@@ -109,7 +109,7 @@ def test_a_composite_has_a_kind_and_a_config_of_its_own():
     assert layer.kind == "block"
     assert dict(layer.config) == {"width": 6, "act": jax.nn.relu}
     assert list(layer.children) == ["hidden", "act", "out"]
-    params, state = (al.dense(3) >> layer).init(KEY, (None, 5))
+    params, _ = (al.dense(3) >> layer).init(KEY, (None, 5))
     assert sorted(params) == ["block", "dense"]
     assert sorted(params["block"]) == ["hidden", "out"]
 
@@ -332,9 +332,34 @@ MODELS = [
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
 def test_repr_is_the_source_of_an_equal_model(model):
-    made = eval(repr(model))
+    made = evaluated(model)
     assert made == model
     assert hash(made) == hash(model)
+
+
+def evaluated(model):
+    """What the repr makes where everything in it is imported."""
+    return eval(repr(model), {__name__: sys.modules[__name__], **globals()})
+
+
+def test_arguments_before_a_positional_one_stand_without_their_names():
+    @al.layer
+    def gathered(count, sizes=(1,), *layers, extra=None):
+        return al.serial(*layers)
+
+    layer = gathered(2, (1,), al.dense(3), extra=1)
+    assert repr(layer) == "gathered(2, (1,), al.dense(features=3), extra=1)"
+    assert eval(repr(layer), {"al": al, "gathered": gathered}) == layer
+    assert repr(gathered(2, extra=1)) == "gathered(count=2, extra=1)"
+    assert repr(al.on_item(0, jnp.sin)) == "al.on_item(0, jax.numpy.sin)"
+
+
+def test_what_cannot_be_imported_is_shown_with_its_file_and_line():
+    here = inspect.currentframe().f_lineno
+    assert repr(mlp(act=lambda x: x)) == (
+        f"al.serial(al.dense(features=4), <lambda test_layer.py:{here + 1}>, "
+        "al.dense(features=2))"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS, ids=repr)
@@ -549,7 +574,7 @@ def test_options_are_passed_down_by_name():
     assert model.apply({}, {}, x, options={"decode": True})[0].shape == (3,)
     both = {"decode": True, "steps": 2}
     assert model.apply({}, {}, x, options=both)[0].shape == (2,)
-    with pytest.raises(al.PathError, match="nothing is called 'decod'. Nearest: 'deco"):
+    with pytest.raises(al.PathError, match=r"is called 'decod'\. Nearest: 'decode'"):
         model.apply({}, {}, x, options={"decod": True})
 
 
@@ -626,7 +651,7 @@ def test_a_part_runs_on_the_whole_params():
     trees_equal((y, after), model.apply(params, state, x, key=KEY, train=True))
     inner = model.part("encoder/dense")
     assert inner.predict(params, state, x).shape == (2, 3)
-    assert decode == eval(repr(decode))
+    assert decode == evaluated(decode)
 
 
 def test_a_part_inside_a_wrapper_and_a_wire_is_found():

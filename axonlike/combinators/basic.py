@@ -297,7 +297,6 @@ def concatenate(
         >>> (al.dense(3) | al.identity).output_spec(al.spec("b 4")).shape
         (b, 7)
     """
-
     if not isinstance(axis, int):
         raise TypeError(f"concatenate: axis must be an int, got {axis!r}.")
 

@@ -1,4 +1,4 @@
-"""Combinators that run a child inside a transformed function: scan, vmap, checkpoint, cond."""
+"""Combinators that run a child inside a transformed function: `scan`, `vmap`, `cond`."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def bidirectional(
 
 @layer
 def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
-    """n copies of a layer with their own weights, all on one input, by `jax.vmap`.
+    """Copies of a layer with their own weights, all on one input, by `jax.vmap`.
 
     Args:
         f: a layer.
@@ -731,10 +731,14 @@ def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
 def _keep(frame: Frame, state: Any, taken: Mapping[str, Any]) -> None:
     """New state and reads that came out of a transformed function."""
     if isinstance(state, dict):
-        state = {k: v for k, v in cast("dict[str, Any]", state).items() if v != {}}
+        state = {k: v for k, v in cast("dict[str, Any]", state).items() if not _empty(v)}
     if jax.tree.structure(state) == jax.tree.structure(frame.state) and state:
         frame.state = state
     frame.taken.update(taken)
+
+
+def _empty(tree: Any) -> bool:
+    return isinstance(tree, dict) and not tree
 
 
 def _is(after: Any, before: Any) -> bool:

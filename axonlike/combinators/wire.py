@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
-from axonlike.errors import nearest
+from axonlike.errors import PathError, nearest
 from axonlike.frame import Frame
 from axonlike.layer import Layer, Node, as_layer, layer
 from axonlike.names import Place, Places, given
@@ -23,6 +23,7 @@ class Child:
         self._frame, self._slot = frame, slot
 
     def __call__(self, *args: Any, **kwargs: Any) -> PyTree:
+        """Runs the child: its inputs, and options by name."""
         return self._frame.call(self._slot, args, kwargs)
 
     @property
@@ -42,9 +43,7 @@ class Group:
     def __getitem__(self, key: int | str) -> Child:
         chosen = self._keys[key] if isinstance(key, int) else key
         if chosen not in self._keys:
-            raise KeyError(
-                f"{self._name}: no child {key!r}. {nearest(str(key), self._keys)}"
-            )
+            raise PathError(f"wire: {self._name}", str(key), self._keys)
         return Child(self._frame, f"{self._name}/{chosen}")
 
     def __iter__(self) -> Iterator[Child]:
