@@ -60,7 +60,7 @@ def nearest(got: str, known: Iterable[str]) -> str:
         return f"Nearest: {', '.join(map(repr, close))}."
     if not names:
         return "There are no names here."
-    more = ", ..." if len(names) > 8 else ""
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return f"Known: {', '.join(map(repr, names[:8]))}{more}."
 
 

@@ -306,7 +306,7 @@ def _check_readable(
 
     Unless it has found something else wrong with the shape, and said so.
     """
-    if isinstance(error, ShapeError):
+    if isinstance(error, ShapeError) and error.where == layer.kind:
         return
     for template, spec in zip(templates, specs, strict=True):
         if any(is_unknown(spec.shape[axis]) for axis in template.reads):

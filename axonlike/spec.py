@@ -82,12 +82,18 @@ def spec(
     parsed = tuple(_dim(part, axis) for axis, part in enumerate(dims.split()))
     found = Spec(parsed, canonical(dtype), tuple(constraints))
     try:
-        _ = found.shape
+        sizes = found.shape
     except Exception as error:
-        raise ValueError(
-            f"spec: {dims!r} is not sizes and names between blanks, such as 'b 28 1'."
-        ) from error
+        raise _not_sizes(dims) from error
+    if len(sizes) != len(parsed) or any(n < 0 for n in sizes if not is_unknown(n)):
+        raise _not_sizes(dims)
     return found
+
+
+def _not_sizes(dims: str) -> ValueError:
+    return ValueError(
+        f"spec: {dims!r} is not sizes and names between blanks, such as 'b 28 1'."
+    )
 
 
 def canonical(dtype: Any) -> np.dtype[Any]:
@@ -173,7 +179,7 @@ def _is_traced_shape(x: Any) -> bool:
     """Whether a JAX transform took a tuple of ints and None for a pytree of ints."""
     items = list(cast("tuple[Any, ...]", x)) if type(x) is tuple else []
     sizes = [n for n in items if n is not None]
-    return len(sizes) < len(items) and all(
+    return 0 < len(sizes) < len(items) and all(
         isinstance(n, jax.core.Tracer) and n.shape == () for n in sizes
     )
 

@@ -37,7 +37,7 @@ def test_text_is_sizes_and_names(text, shape):
     assert al.spec(text).ndim == len(shape)
 
 
-@pytest.mark.parametrize("text", ["b,3", "-1", "b )", "b 2.5", "*", "a/b"])
+@pytest.mark.parametrize("text", ["b,3", "-1", "2 -1", "b )", "b 2.5", "*", "a/b"])
 def test_other_text_is_refused(text):
     with pytest.raises(ValueError, match="is not sizes and names between blanks"):
         al.spec(text)

@@ -87,7 +87,9 @@ def _enforce(
         elif dim.isidentifier() and not dim.startswith("_"):
             fits = fits and sizes.setdefault(dim, size) == size
     if not fits:
-        bound = ", ".join(f"{k} = {v}" for k, v in sizes.items() if k in dims)
+        bound = ", ".join(
+            f"{k} = {v}" for k, v in sizes.items() if k in dims and str(v) != k
+        )
         hint = "Reshape it, or declare what comes in."
         raise ShapeError(
             "input",

@@ -1,0 +1,38 @@
+"""How every test runs: on CPU, as strict as JAX can be about dtypes and ranks.
+
+Doctests run as a user's session would: under JAX's default flags.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+
+slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile(
+    "ci",
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=slow_is_fine,
+)
+settings.register_profile(
+    "nightly", max_examples=1000, deadline=None, suppress_health_check=slow_is_fine
+)
+settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def strict(request):
+    """Strict dtype promotion, and no broadcasting between ranks that nobody asked for."""
+    if isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    with (
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        yield
