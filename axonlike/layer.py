@@ -62,7 +62,7 @@ class Node(NamedTuple):
 
     `transparent` says that its body (slot "f") adds no level of its own; `stem` is what
     an automatic name is made of; `names` the steps of its params where they are not those
-    of `places`.
+    of `places`, one index step lower.
     """
 
     run: RunFunction
@@ -107,6 +107,7 @@ class Layer:
     init_function: Callable[..., Any] | None
     methods: Mapping[str, tuple[Callable[..., Any], Signature]]
     partial: bool = False
+    indexed: bool = False
     identity: Any = field(init=False)
     hash: int = field(init=False)
     options: frozenset[str] = field(init=False)
@@ -471,6 +472,7 @@ def _build(
             init_function=None,
             methods=MappingProxyType({}),
             partial=made.partial,
+            indexed=made.names is not None,
         )
     if isinstance(made, Layer):
         fields = {"transparent": False, "stem": kind, "partial": False}

@@ -13,12 +13,14 @@ class Place(NamedTuple):
 
     `path` is the steps that lead to it; none for a child that adds no level, whose own
     names (`below`) then stand in the parent's namespace. `stem` is the kind that an
-    automatic name is made of, None where the name was given.
+    automatic name is made of, None where the name was given. `steps` is what stands in
+    the namespace instead of the names below, where those are one index step lower.
     """
 
     path: tuple[str, ...]
     below: Mapping[str, Place]
     stem: str | None = None
+    steps: frozenset[str] | None = None
 
 
 Places = dict[str, Place]
@@ -32,7 +34,8 @@ def given(name: str, child: Any) -> Place:
 def inside(child: Any) -> Places:
     """The places of a wrapper's body: no level for an unnamed one."""
     if child.name is None:
-        return {"f": Place((), child.places)}
+        steps = child.names if child.indexed else None
+        return {"f": Place((), child.places, steps=steps)}
     return {"f": Place((child.name,), child.places)}
 
 
@@ -43,7 +46,7 @@ def closed(places: Mapping[str, Place]) -> frozenset[str] | None:
         if place.path:
             found.add(place.path[0])
             continue
-        below = closed(place.below) if place.below else None
+        below = place.steps or (closed(place.below) if place.below else None)
         if below is None:
             return None
         found |= below
@@ -110,7 +113,7 @@ def _fixed(place: Place) -> list[str]:
 def _settle(place: Place, fresh: _Fresh) -> Place:
     if not place.path:
         below = {slot: _settle(p, fresh) for slot, p in place.below.items()}
-        return Place((), below)
+        return place._replace(below=below)
     if place.stem is None:
         return place
     return Place((fresh(place.stem),), place.below, place.stem)
@@ -143,7 +146,7 @@ def walk(
     layer: Any, places: Mapping[str, Place], path: str
 ) -> Iterator[tuple[str, Any]]:
     """Every `(path, layer)` below a layer; one that adds no level only as a body."""
-    steps = sorted(layer.names) if layer.names is not None and indexed(layer) else [""]
+    steps = sorted(layer.names) if layer.indexed else [""]
     for step in sorted(steps, key=lambda s: (len(s), s)):
         for slot, child in layer.children.items():
             place = places[slot]
@@ -152,8 +155,3 @@ def walk(
             if place.path or (below and body):
                 yield below, child
             yield from walk(child, place.below, below)
-
-
-def indexed(layer: Any) -> bool:
-    """Whether the params stand one index step lower than the places say."""
-    return layer.names is not None and layer.names != closed(layer.places)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import OPERATORS, Layer, Node, layer
-from axonlike.names import Place, indexed, walk
+from axonlike.names import Place, walk
 from axonlike.paths import matches
 from axonlike.text import arguments
 from axonlike.types import PyTree
@@ -112,7 +112,7 @@ def _find(
     for slot, child in layer.children.items():
         place = places[slot]
         n = len(place.path)
-        if place.path != steps[:n] or indexed(layer):
+        if place.path != steps[:n] or layer.indexed:
             continue
         if n and len(steps) == n:
             return child, place

@@ -731,7 +731,9 @@ def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
 def _keep(frame: Frame, state: Any, taken: Mapping[str, Any]) -> None:
     """New state and reads that came out of a transformed function."""
     if isinstance(state, dict):
-        state = {k: v for k, v in cast("dict[str, Any]", state).items() if not _empty(v)}
+        state = {
+            k: v for k, v in cast("dict[str, Any]", state).items() if not _empty(v)
+        }
     if jax.tree.structure(state) == jax.tree.structure(frame.state) and state:
         frame.state = state
     frame.taken.update(taken)

@@ -1,0 +1,126 @@
+"""One table of every public layer and combinator; every law over every row."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import axonlike as al
+from axonlike.testing import check_layer
+
+D = al.dense(3)
+MIXES = {"mixes_examples": True}
+
+
+def gated(sub, x):
+    return sub.value(x) * jax.nn.sigmoid(sub.gate(x))
+
+
+def shifted(sub, x):
+    return x + jnp.broadcast_to(sub.shift().astype(x.dtype), x.shape)
+
+
+def positive_first(x):
+    return x[0, 0] > 0
+
+
+def which(x):
+    return (x[0, 0] > 0).astype(jnp.int32)
+
+
+def two(x, y):
+    return x + y
+
+
+def noisy():
+    return al.residual(al.dense(4) >> al.dropout(0.5))
+
+
+# public name: rows of (layer, spec, what check_layer has to know)
+TABLE = {
+    "add": [(al.add(D, D), "b 4", {}), (D + al.dense(3), "b 4", {})],
+    "attention": [
+        (al.attention(2), "b t 4", {}),
+        (al.attention(2, causal=True), "b t 4", {}),
+    ],
+    "avg_pool": [(al.avg_pool(2), "b 4 4 2", {})],
+    "batch_norm": [(al.batch_norm(), "b 3", {})],
+    "bidirectional": [(al.bidirectional(al.gru(3)), "b t 2", {})],
+    "branch": [
+        (D & al.dense(2), "b 4", {}),
+        (al.branch(p=D, q=al.dense(2)), "b 4", {}),
+    ],
+    "concatenate": [(D | al.identity, "b 4", {})],
+    "cond": [(al.cond(positive_first, D, al.dense(3)), "b 4", MIXES)],
+    "conv": [
+        (al.conv(3, 3), "b 6 2", {}),
+        (al.conv(3, (3, 3), strides=2, padding="VALID"), "b 7 7 2", {}),
+        (al.conv(2, (2, 2, 2)), "b 3 3 3 1", {}),
+    ],
+    "dense": [(D, "b 4", {}), (al.dense(3, use_bias=False), "b t 4", {})],
+    "dropout": [(al.dropout(0.5), "b 4", {})],
+    "embedding": [(al.embedding(7, 3), al.spec("b t", int), {})],
+    "ensemble": [(al.ensemble(noisy(), 3), "b 4", {})],
+    "flatten": [(al.flatten(), "b 3 2", {})],
+    "frozen": [(al.frozen(D), "b 4", {"gradients": ("inputs",)})],
+    "global_avg_pool": [(al.global_avg_pool(), "b 4 4 2", {})],
+    "global_max_pool": [(al.global_max_pool(), "b 4 4 2", {})],
+    "group_norm": [(al.group_norm(2), "b 3 4", {})],
+    "gru": [(al.gru(3), "b t 2", {})],
+    "gru_cell": [(al.gru_cell(3), ("b 3", "b 2"), {})],
+    "identity": [(al.identity, "b 4", {})],
+    "input": [(al.input("b 4") >> D, "b 4", {})],
+    "layer_norm": [(al.layer_norm(), "b 4", {})],
+    "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
+    "lstm": [(al.lstm(3), "b t 2", {}), (al.lstm(3, reverse=True), "b t 2", {})],
+    "lstm_cell": [(al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {})],
+    "max_pool": [(al.max_pool(2), "b 4 4 2", {})],
+    "mixed": [(al.mixed(D), "b 4", {})],
+    "multiply": [(D * (al.dense(3) >> jax.nn.sigmoid), "b 4", {})],
+    "on_item": [(al.on_item(0, D), ("b 4", "b 2"), {})],
+    "parallel": [(D @ al.dense(2), ("b 4", "b 5"), {})],
+    "parameter": [(al.wire(shifted, shift=al.parameter((4,))), "b 4", {})],
+    "pick": [(al.pick(1), ("b 4", "b 5"), {})],
+    "remat": [(al.remat(noisy()), "b 4", {})],
+    "repeat": [
+        (al.repeat(noisy(), 3), "b 4", {}),
+        (al.repeat(noisy(), 3, stacked=False), "b 4", {}),
+        (al.repeat(noisy(), 3, tied=True), "b 4", {}),
+        (al.repeat(noisy(), 3, remat=True, unroll=3), "b 4", {}),
+    ],
+    "reshape": [(al.reshape(2, -1), "b 6", {})],
+    "residual": [(al.residual(D, shortcut=al.dense(3)), "b 4", {})],
+    "rms_norm": [(al.rms_norm(), "b 4", {})],
+    "scan": [(al.scan(al.lstm_cell(3), return_carry=True), "b t 2", {})],
+    "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
+    "shared": [(al.shared(D), ("b 4", "b 4"), {})],
+    "switch": [(al.switch(which, D, al.dense(3)), "b 4", MIXES)],
+    "transpose": [(al.transpose(2, 1), "b 3 2", {})],
+    "vmap": [(al.vmap(D, in_axes=1), "b t 4", {"mixes_examples": True})],
+    "wire": [(al.wire(gated, value=D, gate=al.dense(3)), "b 4", {})],
+}
+ROWS = [
+    pytest.param(*row, id=f"{name}-{i}" if i else name)
+    for name, rows in TABLE.items()
+    for i, row in enumerate(rows)
+]
+
+
+@pytest.mark.parametrize(("layer", "spec", "options"), ROWS)
+def test_every_layer_keeps_the_contract(layer, spec, options):
+    check_layer(layer, spec, **options)
+
+
+def test_the_table_is_complete():
+    factories = {
+        name
+        for name in al.__all__
+        if hasattr(getattr(al, name), "__axonlike_factory__")
+        or isinstance(getattr(al, name), al.Layer)
+    }
+    assert factories | {"lift"} == set(TABLE)
+
+
+@pytest.mark.parametrize(("layer", "spec", "options"), ROWS)
+def test_every_layer_is_equal_to_what_its_repr_makes(layer, spec, options):
+    names = {"al": al, "jax": jax, __name__: __import__(__name__)}
+    assert eval(repr(layer), names) == layer
