@@ -21,8 +21,16 @@ from axonlike.types import Key, Params, PyTree, State
 
 __all__ = ["check_layer"]
 
+# JAX's own annotations are partial: these are taken as untyped.
+_jax = cast(Any, jax)
+_tree = _jax.tree
+
 Inputs = Callable[[np.random.Generator, PyTree], PyTree]
 _TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128": 1e-9}
+_FAST_COMPILE = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+}
 _DIM_WORDS: dict[str, Callable[[int, int], int]] = {
     "floordiv": operator.floordiv,
     "mod": operator.mod,
@@ -86,14 +94,14 @@ def check_layer(
         >>> check_layer(al.dense(3), al.spec("b 4"))
         >>> check_layer(al.lift(lambda x: x - x.mean(0, keepdims=True)), "b 4")
         Traceback (most recent call last):
-        AssertionError: fn: examples: expected each example's output to depend on it ...
+        AssertionError: <lambda ...>: examples: expected each example's output to ...
     """
     specs = as_spec(spec)
     given = _sizes(specs) if sizes is None else [dict(choice) for choice in sizes]
     make = inputs or _values
     xs = [make(np.random.default_rng(7), _sized(specs, choice)) for choice in given]
     subject = _Subject(
-        layer, specs, given, jax.tree.map(jnp.asarray, xs), mixes_examples,
+        layer, specs, given, _tree.map(jnp.asarray, xs), mixes_examples,
         draws_in_inference, keeps_dtype, tuple(gradients),
     )  # fmt: skip
     for law in _LAWS:
@@ -101,17 +109,17 @@ def check_layer(
             law(subject)
         except Exception as error:
             raise AssertionError(_broken(layer, law.__name__, error)) from (
-                error.__cause__ if isinstance(error, _Broken) else error
+                error.__cause__ if isinstance(error, _BrokenError) else error
             )
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """A law does not hold: what it expects, what was found."""
 
 
 def _broken(layer: Layer, law: str, error: Exception) -> str:
     name = law.strip("_")
-    if isinstance(error, _Broken):
+    if isinstance(error, _BrokenError):
         expected, got = error.args
         return f"{layer.headline}: {name}: expected {expected}, got {got}."
     got = f"{type(error).__name__}: {error}"
@@ -133,6 +141,7 @@ class _Subject:
     params: Params = field(default_factory=dict[str, Any])
     state: State = field(default_factory=dict[str, Any])
     runs: list[Run] = field(default_factory=list[Run])
+    eager: list[Any] = field(default_factory=list[Any])
 
     @property
     def x(self) -> PyTree:
@@ -140,7 +149,7 @@ class _Subject:
 
     @property
     def key(self) -> Key | None:
-        return jax.random.key(1) if self.layer.uses_key else None
+        return _jax.random.key(1) if self.layer.uses_key else None
 
     def apply(self, run: Run, x: PyTree, params: Any = None, state: Any = None) -> Any:
         """`(y, state)` in a mode; own params and state where none are given."""
@@ -157,25 +166,26 @@ class _Subject:
             return evaluate(self.layer, params, state, x, now)[:2]
 
         given = (self.params, self.state, self.x, run.key)
-        return jax.make_jaxpr(function)(*given)
+        return _jax.make_jaxpr(function)(*given)
 
 
 # --- the laws
 
 
 def _init(s: _Subject) -> None:
-    key = jax.random.key(0)
+    key = _jax.random.key(0)
     s.params, s.state = s.layer.init(key, s.specs)
     made = (s.params, s.state)
     for sizes in s.sizes:
         again = s.layer.init(key, _sized(s.specs, sizes))
         _check_equal("the same weights from the same key", made, again)
-    shapes = jax.eval_shape(lambda k: s.layer.init(k, s.specs), key)
-    _check_specs("the shapes that jax.eval_shape(init) says", shapes, made)
+    shapes = _jax.eval_shape(partial(_init_of, s), key)
+    _check_specs("the shapes that _jax.eval_shape(init) says", shapes, made)
     s.runs = [Run()]
     training = Run(s.key, train=True)
     if _text(s.traced(training)) != _text(s.traced(Run())):
         s.runs.append(training)
+    s.eager = [s.apply(run, s.x) for run in s.runs]
 
 
 def _prediction(s: _Subject) -> None:
@@ -185,44 +195,48 @@ def _prediction(s: _Subject) -> None:
         wanted = _sized(predicted, sizes)
         _check_specs(at, wanted, s.layer.output_spec(_sized(s.specs, sizes)))
         for run in s.runs:
-            _check_specs(at, wanted, jax.eval_shape(partial(s.apply, run), x)[0])
-    for run in s.runs:
+            _check_specs(at, wanted, _jax.eval_shape(partial(s.apply, run), x)[0])
+    for y, _ in s.eager:
         wanted = _sized(predicted, s.sizes[0])
-        _check_specs("output_spec's prediction", wanted, s.apply(run, s.x)[0])
+        _check_specs("output_spec's prediction", wanted, y)
+
+
+def _init_of(s: _Subject, key: Key) -> Any:
+    return s.layer.init(key, s.specs)
 
 
 def _jit(s: _Subject) -> None:
-    for run in s.runs:
-        fast = jax.jit(s.layer.apply, static_argnames="train")
+    fast = _jax.jit(s.layer.apply, static_argnames="train")
+    for run, eager in zip(s.runs, s.eager, strict=True):
         made = fast(s.params, s.state, s.x, key=run.key, train=run.train)
-        _check_close("what apply returns without jit", s.apply(run, s.x), made)
+        _check_close("what apply returns without jit", eager, made)
 
 
 def _examples(s: _Subject) -> None:
-    leaves, tree = cast(Any, jax.tree.flatten(s.specs))
+    leaves, tree = _tree.flatten(s.specs)
     if s.mixes_examples or not leaves or not leaves[0].shape:
         return
     axes = _axes(leaves, leaves[0].shape[0])
-    outs = cast(Any, jax.tree.leaves(s.layer.output_spec(s.specs)))
+    outs = _tree.leaves(s.layer.output_spec(s.specs))
     out_axes = [axis or 0 for axis in _axes(outs, leaves[0].shape[0])]
 
     def one(*parts: Any) -> list[Any]:
         pairs = zip(parts, axes, strict=True)
         whole = [p if a is None else jnp.expand_dims(p, a) for p, a in pairs]
-        y = s.layer.predict(s.params, s.state, jax.tree.unflatten(tree, whole))
-        found = zip(jax.tree.leaves(y), out_axes, strict=True)
+        y = s.layer.predict(s.params, s.state, _tree.unflatten(tree, whole))
+        found = zip(_tree.leaves(y), out_axes, strict=True)
         return [jnp.take(part, 0, axis) for part, axis in found]
 
-    arrays = jax.tree.leaves(s.x)
-    batch = jax.jit(jax.vmap(one, tuple(axes), out_axes))(*arrays)
+    arrays = _tree.leaves(s.x)
+    batch = _jax.jit(_jax.vmap(one, tuple(axes), out_axes))(*arrays)
     wanted = "each example's output to depend on it alone (or mixes_examples=True)"
-    _check_close(wanted, batch, jax.tree.leaves(s.apply(s.runs[0], s.x)[0]))
+    _check_close(wanted, batch, _tree.leaves(s.apply(s.runs[0], s.x)[0]))
 
 
 def _gradients(s: _Subject) -> None:
     with jax.enable_x64(True):
-        x = jax.tree.map(_to(jnp.float64), s.x)
-        whole = {"params": jax.tree.map(_to(jnp.float64), s.params), "inputs": x}
+        x = _tree.map(_to(jnp.float64), s.x)
+        whole = {"params": _tree.map(_to(jnp.float64), s.params), "inputs": x}
         leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(whole))
         names = [_name(path) for path, _ in leaves]
         arrays = [leaf for _, leaf in leaves]
@@ -237,7 +251,7 @@ def _gradients(s: _Subject) -> None:
                 full = list(arrays)
                 for i, array in zip(chosen, some, strict=True):
                     full[i] = array
-                both = jax.tree.unflatten(tree, full)
+                both = _tree.unflatten(tree, full)
                 return _parts(s.apply(run, both["inputs"], both["params"])[0])
 
             found = _slopes(outputs, [arrays[i] for i in chosen])
@@ -245,39 +259,42 @@ def _gradients(s: _Subject) -> None:
 
 
 def _randomness(s: _Subject) -> None:
-    for run in s.runs:
-        if (run.key is None) and _draws(s.traced(run).jaxpr):
+    for run, eager in zip(s.runs, s.eager, strict=True):
+        if run.key is None and _draws(s.traced(run).jaxpr):
             kind = "training" if run.train else "inference"
-            raise _Broken(f"no random numbers in {kind} without a key", "some drawn")
-        once, again = s.apply(run, s.x), s.apply(run, s.x)
-        _check_equal("the same output from the same inputs and key", once, again)
+            raise _BrokenError(
+                f"no random numbers in {kind} without a key", "some drawn"
+            )
+        again = s.apply(run, s.x)
+        _check_equal("the same output from the same inputs and key", eager, again)
     if s.layer.uses_key and not s.draws_in_inference:
-        quiet, keyed = s.apply(Run(), s.x), s.apply(Run(s.key), s.x)
+        keyed = s.apply(Run(s.key), s.x)
         wanted = (
             "the same inference with and without a key (or draws_in_inference=True)"
         )
-        _check_equal(wanted, quiet, keyed)
+        _check_equal(wanted, s.eager[0], keyed)
 
 
 def _dtypes(s: _Subject) -> None:
     floats = any(map(_is_float, jax.tree.leaves(s.x)))
-    for run in s.runs if floats else []:
+    for run, eager in zip(s.runs if floats else [], s.eager, strict=False):
         _check_dtype(s, run, jnp.bfloat16)
-        once = s.apply(run, s.x)
         with jax.enable_x64(True):
             y = _check_dtype(s, run, jnp.float64)
             if run.key is None and s.keeps_dtype:
-                single = jax.tree.map(_to(jnp.float64), once[0])
+                single = jax.tree.map(_to(jnp.float64), eager[0])
                 _check_close("what float32 gives", single, y, 1e-3)
 
 
 def _check_dtype(s: _Subject, run: Run, dtype: Any) -> PyTree:
-    y, state = jax.jit(partial(s.apply, run))(jax.tree.map(_to(dtype), s.x))
+    y, state = _jax.jit(partial(s.apply, run))(_tree.map(_to(dtype), s.x))
     _check_specs("the state's own dtypes", s.state, state)
-    for leaf in jax.tree.leaves(y):
+    for leaf in _tree.leaves(y):
         if s.keeps_dtype and _is_float(leaf) and leaf.dtype != dtype:
             wanted = f"{np.dtype(dtype).name} out (or keeps_dtype=False)"
-            raise _Broken(f"{np.dtype(dtype).name} in to give {wanted}", show(leaf))
+            raise _BrokenError(
+                f"{np.dtype(dtype).name} in to give {wanted}", show(leaf)
+            )
     return y
 
 
@@ -289,7 +306,7 @@ def _capture(s: _Subject) -> None:
                 np.asarray(a), np.asarray(b)
             )
             if a.size > 1 and outside:
-                raise _Broken(
+                raise _BrokenError(
                     "no array from outside of apply (return it from init, or make it "
                     "in apply)",
                     show(a),
@@ -297,24 +314,29 @@ def _capture(s: _Subject) -> None:
 
 
 def _purity(s: _Subject) -> None:
-    for run in s.runs:
-        x = jax.tree.map(lambda a: np.array(a), s.x)
-        given = (s.params, s.state, x)
-        before = jax.tree.map(lambda a: a, given)
-        values = jax.tree.map(lambda a: np.array(a), given)
-        s.apply(run, x)
-        kept = jax.tree.structure(given) == jax.tree.structure(before) and all(
-            a is b for a, b in zip(*map(jax.tree.leaves, (given, before)), strict=True)
-        )
-        if not kept:
-            raise _Broken("params, state and inputs as they were", "others in them")
-        _check_equal("the values of params, state and inputs as they were",
-                     values, jax.tree.map(np.asarray, given))  # fmt: skip
+    for run, eager in zip(s.runs, s.eager, strict=True):
+        given = (s.params, s.state, jax.tree.map(np.array, s.x))
+        before = jax.tree.map(_itself, given)
+        values = jax.tree.map(np.array, given)
+        made = s.apply(run, given[2])
+        _check_close("from NumPy arrays what other arrays give", eager, made)
+        same = _tree.structure(given) == _tree.structure(before)
+        kept = zip(*map(jax.tree.leaves, (given, before)), strict=False)
+        if not same or not all(a is b for a, b in kept):
+            raise _BrokenError(
+                "params, state and inputs as they were", "others in them"
+            )
+        after = jax.tree.map(np.asarray, given)
+        _check_equal("params, state and inputs as they were", values, after)
 
 
 def _state(s: _Subject) -> None:
-    for run in s.runs:
-        _check_specs("state as it came in", s.state, s.apply(run, s.x)[1])
+    for _, state in s.eager:
+        _check_specs("state as it came in", s.state, state)
+
+
+def _zeros_like(a: Any) -> Any:
+    return jnp.zeros_like(a)
 
 
 def _taps(s: _Subject) -> None:
@@ -322,9 +344,10 @@ def _taps(s: _Subject) -> None:
     for run in s.runs:
         with jax.checking_leaks():
             plain = _text(s.traced(run))
-        taps = Taps(reads=nowhere, edits=dict.fromkeys(nowhere, jnp.zeros_like))
+        edits: Any = {site: _zeros_like for site in nowhere}
+        taps = Taps(reads=nowhere, edits=edits)
         if _text(s.traced(run._replace(taps=taps))) != plain:
-            raise _Broken("one computation with and without unused taps", "two")
+            raise _BrokenError("one computation with and without unused taps", "two")
 
 
 _LAWS = (
@@ -338,7 +361,7 @@ _LAWS = (
 
 def _sizes(specs: PyTree) -> list[dict[str, int]]:
     """Two choices for the unknown sizes: small ones, all different."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(specs)]
+    shapes = [leaf.shape for leaf in _tree.leaves(specs)]
     dims = [str(dim) for shape in shapes for dim in shape if is_unknown(dim)]
     words = [w for dim in dims for w in re.findall(r"[A-Za-z_]\w*", dim)]
     names = [name for name in dict.fromkeys(words) if name not in _DIM_WORDS]
@@ -358,7 +381,7 @@ def _sized(specs: PyTree, sizes: Mapping[str, int]) -> PyTree:
         shape = tuple(_size(dim, sizes) for dim in spec.shape)
         return jax.ShapeDtypeStruct(shape, spec.dtype)
 
-    return jax.tree.map(one, specs)
+    return _tree.map(one, specs)
 
 
 def _size(dim: Any, sizes: Mapping[str, int]) -> int:
@@ -372,12 +395,12 @@ def _size(dim: Any, sizes: Mapping[str, int]) -> int:
 def _values(rng: np.random.Generator, specs: PyTree) -> PyTree:
     def one(spec: Any) -> Any:
         if jnp.issubdtype(spec.dtype, jnp.inexact):
-            values = np.asarray(rng.standard_normal(spec.shape))
+            values = cast(Any, rng.standard_normal(spec.shape))
         else:
-            values = np.asarray(rng.integers(0, 2, spec.shape))
-        return values.astype(spec.dtype)
+            values = cast(Any, rng.integers(0, 2, spec.shape))
+        return np.asarray(values).astype(spec.dtype)
 
-    return jax.tree.map(one, specs)
+    return _tree.map(one, specs)
 
 
 def _axes(specs: list[Any], dim: Any) -> list[int | None]:
@@ -386,6 +409,10 @@ def _axes(specs: list[Any], dim: Any) -> list[int | None]:
         return [0 if spec.shape else None for spec in specs]
     shapes = [list(spec.shape) for spec in specs]
     return [shape.index(dim) if dim in shape else None for shape in shapes]
+
+
+def _itself(leaf: Any) -> Any:
+    return leaf
 
 
 def _is_float(array: Any) -> bool:
@@ -408,7 +435,7 @@ def _name(path: Any) -> str:
 
 def _parts(y: PyTree) -> list[Any]:
     """The real numbers in an output, as arrays."""
-    arrays = [jnp.asarray(a) for a in jax.tree.leaves(y)]
+    arrays = [jnp.asarray(a) for a in _tree.leaves(y)]
     split = [a for a in arrays if jnp.issubdtype(a.dtype, jnp.complexfloating)]
     reals = [a for a in arrays if _is_float(a)]
     return reals + [part for a in split for part in (jnp.real(a), jnp.imag(a))]
@@ -419,9 +446,9 @@ def _slopes(outputs: Callable[[list[Any]], list[Any]], at: list[Any]) -> Any:
     rng = np.random.default_rng(11)
     ways = [jnp.asarray(rng.standard_normal(a.shape)) for a in at]
     weights = [
-        jnp.asarray(rng.standard_normal(y.shape)) for y in jax.eval_shape(outputs, at)
+        jnp.asarray(rng.standard_normal(y.shape)) for y in _jax.eval_shape(outputs, at)
     ]
-    forward = "custom_vjp" not in _text(jax.make_jaxpr(outputs)(at))
+    forward = "custom_vjp" not in _text(_jax.make_jaxpr(outputs)(at))
     step, rows = 1e-6, jnp.eye(len(at))
 
     def value(arrays: list[Any]) -> Any:
@@ -429,25 +456,29 @@ def _slopes(outputs: Callable[[list[Any]], list[Any]], at: list[Any]) -> Any:
         return sum((jnp.sum(w * y) for w, y in pairs), jnp.zeros(()))
 
     def moved(row: Any) -> Any:
-        return value([a + row[i] * w for i, (a, w) in enumerate(zip(at, ways))])
+        return value(
+            [a + row[i] * w for i, (a, w) in enumerate(zip(at, ways, strict=True))]
+        )
 
     def along(row: Any) -> Any:
-        return jax.jvp(value, (at,), ([row[i] * w for i, w in enumerate(ways)],))[1]
+        return _jax.jvp(value, (at,), ([row[i] * w for i, w in enumerate(ways)],))[1]
 
     def all_three() -> Any:
-        ups, downs = (jax.lax.map(moved, sign * step * rows) for sign in (1, -1))
-        back = [jnp.sum(g * w) for g, w in zip(jax.grad(value)(at), ways, strict=True)]
-        ahead = jax.lax.map(along, rows) if forward else None
+        ups, downs = (_jax.lax.map(moved, sign * step * rows) for sign in (1, -1))
+        back = [jnp.sum(g * w) for g, w in zip(_jax.grad(value)(at), ways, strict=True)]
+        ahead = _jax.lax.map(along, rows) if forward else None
         return (ups - downs) / (2 * step), jnp.stack(back), ahead
 
-    return jax.jit(all_three)()
+    return _jax.jit(all_three, compiler_options=_FAST_COMPILE)()
 
 
 def _check_slopes(names: list[str], wanted: Any, reverse: Any, forward: Any) -> None:
     for mode, found in (("reverse", reverse), ("forward", forward)):
-        for name, a, b in zip(names, wanted, found if found is not None else wanted):
+        for name, a, b in zip(
+            names, wanted, found if found is not None else wanted, strict=True
+        ):
             if not abs(a - b) <= 1e-4 * max(abs(a), abs(b)) + 1e-6:
-                raise _Broken(
+                raise _BrokenError(
                     f"the {mode} gradient of {name} to be the finite difference "
                     f"{float(a):.6g} (or leave it out of gradients=)",
                     f"{float(b):.6g}",
@@ -458,10 +489,10 @@ def _check_slopes(names: list[str], wanted: Any, reverse: Any, forward: Any) -> 
 
 
 def _check_specs(what: str, wanted: PyTree, got: PyTree) -> None:
-    ours, theirs = jax.tree.leaves(wanted), jax.tree.leaves(got)
-    alike = cast(Any, jax.tree.structure(wanted)) == jax.tree.structure(got)
+    ours, theirs = _tree.leaves(wanted), _tree.leaves(got)
+    alike = _tree.structure(wanted) == _tree.structure(got)
     if not alike or list(map(show, ours)) != list(map(show, theirs)):
-        raise _Broken(f"{what}, {show(wanted)}", show(got))
+        raise _BrokenError(f"{what}, {show(wanted)}", show(got))
 
 
 def _check_equal(what: str, wanted: PyTree, got: PyTree) -> None:
@@ -473,13 +504,13 @@ def _check_close(
 ) -> None:
     """Values equal but for rounding, measured by the largest value of the array."""
     _check_specs(what, wanted, got)
-    for ours, theirs in zip(*map(jax.tree.leaves, (wanted, got)), strict=True):
+    for ours, theirs in zip(*map(_tree.leaves, (wanted, got)), strict=True):
         a, b = np.asarray(ours), np.asarray(theirs)
         inexact = jnp.issubdtype(a.dtype, jnp.inexact)
         usual = _TOLERANCE.get(a.dtype.name, 5e-2) if inexact else 0.0
         if not _near(a, b, usual if tolerance is None else tolerance):
             off = "" if not inexact else f", up to {_distance(a, b).max():.3g} apart"
-            raise _Broken(what, f"other values in {show(a)}{off}")
+            raise _BrokenError(what, f"other values in {show(a)}{off}")
 
 
 def _near(a: Any, b: Any, tolerance: float) -> bool:
