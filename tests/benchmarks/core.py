@@ -136,7 +136,8 @@ def first_and_again(which: str) -> tuple[float, float]:
     here = str(Path(__file__).parent)
     out = subprocess.run(
         [sys.executable, "-c", code, which, here],
-        check=True, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        check=True, capture_output=True, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
     ).stdout  # fmt: skip
     first, again = map(float, out.split())
     return first, again
@@ -152,7 +153,8 @@ def init_rows(rounds: int = 3) -> list[tuple[str, str, str]]:
     first = {n: statistics.median(f for f, _ in r) for n, r in runs.items()}
     again = {n: statistics.median(a for _, a in r) for n, r in runs.items()}
     rows = [
-        (f"init of a {BLOCKS}-block GPT (d={WIDTH}), first", f"{first['axonlike']:.2f} s", ""),
+        (f"init of a {BLOCKS}-block GPT (d={WIDTH}), first",
+         f"{first['axonlike']:.2f} s", ""),
         ("the same, again", f"{again['axonlike']:.2f} s",
          f"{again['axonlike'] / first['axonlike']:.2f}x its first"),
     ]  # fmt: skip
