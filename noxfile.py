@@ -70,3 +70,7 @@ def nightly(session: nox.Session) -> None:
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
     session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)
     session.run("coverage", "report")
+    core = [
+        f"tests/test_{name}.py" for name in ("frame", "init", "layer", "spec", "wire")
+    ]
+    session.run("pytest", *core, env={"JAX_CHECK_TRACER_LEAKS": "1"})
