@@ -13,6 +13,7 @@ from axonlike.spec import show
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _HIDDEN = (_HERE, os.path.dirname(os.path.abspath(jax.__file__)) + os.sep)
 _MARK = "_axonlike_blamed"
+_MORE = "_axonlike_more"
 
 
 def blame(error: Exception, frame: Any, parent: Any, name: str) -> None:
@@ -22,6 +23,13 @@ def blame(error: Exception, frame: Any, parent: Any, name: str) -> None:
     setattr(error, _MARK, True)
     place = _place(frame.site, frame.layer, _inputs(frame.given))
     error.add_note(place + _trail(frame, parent, name))
+    for line in getattr(error, _MORE, ()):
+        error.add_note(f"  {line}")
+
+
+def explain(error: Exception, lines: list[str]) -> None:
+    """More to say below where the error happened, of what may be behind it."""
+    setattr(error, _MORE, lines)
 
 
 def located(error: Exception, site: str, layer: Any) -> Exception:

@@ -232,6 +232,11 @@ _plans_lock = threading.Lock()
 _MOST_PLANS = 4096
 
 
+def plan_of(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
+    """The traced init of a leaf for inputs like these arrays."""
+    return plan_for(layer, *jax.tree.map(_struct, (args, dict(kwargs))))
+
+
 def plan_for(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
     """The traced init of a leaf for such inputs, made once for equal leaves."""
     specs, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
@@ -361,7 +366,7 @@ class Recorder:
     def leaf(self, frame: Frame, args: Any, kwargs: Any) -> None:
         """Gives a leaf's frame placeholders for what its init will make."""
         layer = frame.layer
-        plan = plan_for(layer, *jax.tree.map(_struct, (args, dict(kwargs))))
+        plan = plan_of(layer, args, kwargs)
         indices = tuple(
             i for i, n in zip(frame.indices, frame.stack, strict=True) if n < 0
         )

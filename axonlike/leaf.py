@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 
-from axonlike.errors import PathError
+from axonlike.blame import explain
+from axonlike.errors import PathError, ShapeError, nearest
 from axonlike.frame import Frame, check_state
+from axonlike.initialize import plan_of
 from axonlike.signature import read
 from axonlike.spec import show
 from axonlike.types import PyTree
@@ -24,11 +27,24 @@ def run_leaf(
         return function(*args)
     if frame.run.recorder is not None:
         _placeholders(frame, args, kwargs, method)
+    unfit = [] if frame.run.recorder else _unfit(frame, args, kwargs, method)
     services = frame.services(sig, kwargs)
     try:
         y = function(frame.params, *args, **services)
     except KeyError as error:
         raise _missing(frame, error) from error
+    except Exception as error:
+        explain(
+            error, [f"{n}: {has}, where init makes {made}" for n, has, made in unfit]
+        )
+        raise
+    if unfit:
+        raise ShapeError(
+            frame.layer.kind,
+            ", ".join(f"{name} {made}" for name, _, made in unfit),
+            ", ".join(f"{name} {has}" for name, has, _ in unfit),
+            "Pass the params that init made for such an input.",
+        )
     if "state" not in sig.services:
         return y
     if not (isinstance(y, tuple) and len(cast("tuple[Any, ...]", y)) == 2):
@@ -52,23 +68,87 @@ def run_function(
 
 def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
     """In the abstract pass: what the leaf's init would make for these inputs."""
-    if method == "project":
-        x = jax.tree.map(_first, args[0])
-        carry = frame.layer.methods["initial_carry"][0](x)
-        args = (carry, x)
     if method == "step":
         frame.params = frame.run.recorder.params_below(frame)
         return
-    sig = read(frame.layer.init_function, 1)
+    frame.run.recorder.leaf(frame, *_init_inputs(frame.layer, args, kwargs, method))
+
+
+def _init_inputs(layer: Any, args: Any, kwargs: Any, method: str) -> tuple[Any, Any]:
+    """What init receives of the inputs of `apply` or of `project`."""
+    if method == "project":
+        x = jax.tree.map(first_step, args[0])
+        args = (layer.methods["initial_carry"][0](x), x)
+    sig = read(layer.init_function, 1)
     if not sig.variadic:
         args = args[: len(sig.inputs)]
     if not sig.open:
         kwargs = {k: v for k, v in kwargs.items() if k in sig.inputs}
-    frame.run.recorder.leaf(frame, args, kwargs)
+    return args, kwargs
 
 
-def _first(xs: Any) -> Any:
-    return xs[0]
+def first_step(xs: Any) -> Any:
+    """One step of a sequence, time first; of an empty one, zeros like it."""
+    return xs[0] if xs.shape[0] != 0 else jnp.zeros(xs.shape[1:], xs.dtype)
+
+
+def _unfit(
+    frame: Frame, args: Any, kwargs: Any, method: str
+) -> list[tuple[str, str, str]]:
+    """Arrays of other shapes than init makes for these inputs; other names are an error.
+
+    The names are looked at first: what is missing or ignored would not show. Shapes that
+    do not fit make most layers fail by themselves, and then explain why.
+    """
+    if method == "step" and "project" in frame.layer.methods:
+        return []  # what it receives is not what init does; `project` was looked at
+    leaves, tree = cast(
+        Any, jax.tree.flatten((frame.params, frame.state, args, kwargs))
+    )
+    known = frame.layer, tree, tuple(map(_shape, leaves))
+    if known in _fitting:
+        return []
+    try:
+        inputs = _init_inputs(frame.layer, args, kwargs, method)
+        plan = plan_of(frame.layer, *inputs)
+    except Exception:
+        return []  # init refuses such inputs: apply says what is wrong with them
+    for what, ours, made in (
+        ("params", frame.params, plan.params),
+        ("state", frame.state, plan.state),
+    ):
+        for name in sorted(made.keys() - ours.keys()):
+            raise _missing(frame, KeyError(name))
+        for name in sorted(map(str, ours.keys() - made.keys())):
+            raise ValueError(
+                f"{what} of {frame.layer.kind}: it has no {name!r}. "
+                f"{nearest(name, sorted(made))} "
+                f"Take it out, or pass the {what} that init returned."
+            )
+    found = [
+        (name, show(ours), show(made))
+        for tree, plans in ((frame.params, plan.params), (frame.state, plan.state))
+        for name, made in plans.items()
+        for ours in [tree[name]]
+        if _shapes(ours) != _shapes(made)
+    ]
+    if not found:
+        if len(_fitting) >= _MOST_FITTING:
+            _fitting.clear()
+        _fitting.add(known)
+    return found
+
+
+_fitting: set[Any] = set()
+_MOST_FITTING = 16384
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(_shape, tree)
+
+
+def _shape(leaf: Any) -> Any:
+    return getattr(leaf, "shape", ())
 
 
 def _missing(frame: Frame, error: KeyError) -> Exception:

@@ -54,14 +54,17 @@ class Spec:
 
 
 def spec(
-    dims: str, dtype: Any = jnp.float32, constraints: tuple[str, ...] = ()
+    dims: str | tuple[int | None, ...],
+    dtype: Any = jnp.float32,
+    constraints: tuple[str, ...] = (),
 ) -> Spec:
-    """A shape written as text: `"b 28 28 1"`.
+    """A shape written as text, `"b 28 28 1"`, and a dtype.
 
     Args:
         dims: sizes and names between blanks; a name is an unknown size, the same
             wherever it appears, an expression such as `4*h` or `t+1` holds no blanks,
-            and `_` is an unknown size of its own per axis; `""` is a scalar.
+            and `_` is an unknown size of its own per axis; `""` is a scalar. Or a tuple
+            of sizes and None, which means `_`.
         dtype: of the array; `int` and `float` mean JAX's default width.
         constraints: facts about the names, such as `("t<=64",)`, for layers that
             compare sizes; they hold for every spec passed in the same call.
@@ -71,6 +74,7 @@ def spec(
 
     Raises:
         ValueError: a dim is neither a size nor an expression over names.
+        TypeError: `dims` is neither text nor a tuple of sizes.
 
     Example:
         >>> import axonlike as al
@@ -79,7 +83,13 @@ def spec(
         >>> al.dense(10).output_spec(al.spec("b 128")).shape
         (b, 10)
     """
-    parsed = tuple(_dim(part, axis) for axis, part in enumerate(dims.split()))
+    if not (isinstance(dims, str) or dims == () or _is_shape(dims)):
+        raise TypeError(
+            f"spec: expected text such as 'b 28 28 1', or a tuple of sizes and None, "
+            f"got {show(dims)}."
+        )
+    parts = dims.split() if isinstance(dims, str) else dims
+    parsed = tuple(_dim(part, axis) for axis, part in enumerate(parts))
     found = Spec(parsed, canonical(dtype), tuple(constraints))
     try:
         sizes = found.shape
@@ -90,7 +100,7 @@ def spec(
     return found
 
 
-def _not_sizes(dims: str) -> ValueError:
+def _not_sizes(dims: Any) -> ValueError:
     return ValueError(
         f"spec: {dims!r} is not sizes and names between blanks, such as 'b 28 1'."
     )
@@ -162,9 +172,11 @@ def _scope(constraints: tuple[str, ...]) -> SymbolicScope:
     return SymbolicScope(constraints)
 
 
-def _dim(part: str, axis: int) -> Dim:
-    if part == "_":
+def _dim(part: Dim | None, axis: int) -> Dim:
+    if part is None or part == "_":
         return f"_{axis}"
+    if isinstance(part, int):
+        return part
     return int(part) if re.fullmatch(r"\d+", part) else part
 
 
@@ -194,8 +206,7 @@ def _draft(leaf: Any, where: str) -> Spec | jax.ShapeDtypeStruct:
     if isinstance(leaf, str):
         return spec(leaf)
     if _is_shape(leaf):
-        dims = tuple(f"_{i}" if d is None else d for i, d in enumerate(leaf))
-        return Spec(dims, canonical(jnp.float32))
+        return spec(leaf)
     if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         return jax.ShapeDtypeStruct(leaf.shape, canonical(leaf.dtype))
     if isinstance(leaf, (bool, int, float, complex)):

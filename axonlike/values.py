@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import sys
 import threading
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
@@ -24,6 +25,7 @@ _PUBLIC = (
     "jax.nn.initializers",
     "jax.scipy.special",
     "jax.image",
+    "jax.checkpoint_policies",
     "jax",
     "axonlike",
 )
@@ -35,12 +37,25 @@ def import_name(value: Any) -> str | None:
     qualname = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
     module = getattr(value, "__module__", None)
     if not isinstance(qualname, str) or not isinstance(module, str):
-        return None
+        return _attribute("jax.checkpoint_policies", value)
     private = module.startswith(("jax._src", "jaxlib", "axonlike"))
     for home in (*_PUBLIC, module) if private else (module,):
         if _resolves(home, qualname, value):
             return f"{home}.{qualname}"
     return None
+
+
+def _attribute(home: str, value: Any) -> str | None:
+    """The name of an object that does not know its own, where it is found in `home`."""
+    names: dict[str, Any] = getattr(_namespace(home), "__dict__", {})
+    found = (f"{home}.{name}" for name, held in names.items() if held is value)
+    return next(found, None)
+
+
+def _namespace(home: str) -> Any:
+    """A module, or what a module keeps its public names in."""
+    module, _, name = home.rpartition(".")
+    return sys.modules.get(home) or getattr(sys.modules.get(module), name, None)
 
 
 def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
@@ -71,6 +86,8 @@ def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
         return (kind, *(token(part, name_of) for part in parts))
+    if isinstance(value, types.MethodType):
+        return (kind, token(value.__self__, name_of), name_of(value.__func__))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         parts = (token(getattr(value, f.name), name_of) for f in fields)
@@ -168,7 +185,7 @@ def _function_source(value: Any) -> str:
 
 
 def _resolves(home: str, qualname: str, value: Any) -> bool:
-    found: Any = sys.modules.get(home)
+    found: Any = _namespace(home)
     for part in qualname.split("."):
         found = getattr(found, part, None)
     return found is value

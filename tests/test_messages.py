@@ -790,6 +790,7 @@ def state_that_is_not_returned(go):
 TypeError: ...
   in hidden/dense: dense(features=8) on float32[2, 6]                 ({here})
   trail: input float32[2, 6] -> dense ✗
+  kernel: float32[5, 8], where init makes float32[6, 8]
 """
 )
 def other_width_than_in_init(go):
@@ -800,9 +801,9 @@ def other_width_than_in_init(go):
 
 @mistake(
     """
-TypeError: ...
-  in dense_1: dense(features=3) on float32[2, 9]                      ({here})
-  trail: input float32[2, 5] -> dense float32[2, 9] -> relu float32[2, 9] -> dense_1 ✗
+ShapeError: dense: expected bias float32[8], kernel float32[5, 8], got bias float32[9], kernel float32[5, 9]. Pass the params that init made for such an input.
+  in dense: dense(features=8) on float32[2, 5]                        ({here})
+  trail: input float32[2, 5] -> dense ✗
 """
 )
 def weights_of_another_model(go):
@@ -818,6 +819,7 @@ def weights_of_another_model(go):
 ShapeError: conv: expected (..., 2), got float32[2, 8, 8, 1]. The params were made for that width.
   in conv: conv(features=4, kernel_size=3) on float32[2, 8, 8, 1]     ({here})
   trail: input float32[2, 8, 8, 1] -> conv ✗
+  kernel: float32[3, 3, 2, 4], where init makes float32[3, 3, 1, 4]
 """
 )
 def images_without_channels(go):
@@ -912,7 +914,7 @@ def train_that_is_no_bool(go):
 
 @mistake(
     """
-PathError: params of dense: nothing is called 'kernel'. There are no names here. It is among the state: write apply(params, state, x).
+PathError: params of dense: nothing is called 'bias'. There are no names here. It is among the state: write apply(params, state, x).
   in hidden: dense(features=8) on float32[2, 5]                       ({here})
   trail: input float32[2, 5] -> hidden ✗
 """
@@ -952,7 +954,7 @@ def params_that_nobody_asked_for(go):
 
 @mistake(
     """
-PathError: params of dense: nothing is called 'kernel'. There are no names here. Pass the params and state that init returned.
+PathError: params of dense: nothing is called 'bias'. There are no names here. Pass the params and state that init returned.
   in blocks/1/dense_1: dense(features=8) on float32[2, 8]             ({here})
   trail: input float32[2, 8] -> dense float32[2, 8] -> relu float32[2, 8] -> dense_1 ✗
 """

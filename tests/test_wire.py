@@ -54,7 +54,7 @@ def test_a_wire_computes_what_its_function_says():
     params, state = model.init(KEY, x)
     assert spec_paths(params) == ["gate/kernel", "value/bias", "value/kernel"]
     value = al.dense(3).predict(params["value"], {}, x)
-    gate = al.dense(3).predict(params["gate"], {}, x)
+    gate = al.dense(3, use_bias=False).predict(params["gate"], {}, x)
     y = model.predict(params, state, x)
     np.testing.assert_array_equal(y, value * jax.nn.sigmoid(gate))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from axonlike.combinators.basic import identity, wrapper
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame
+from axonlike.leaf import first_step
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
 from axonlike.names import assign, given, inside
 from axonlike.paths import check_name
@@ -231,11 +232,13 @@ def scan(
         xs, carry = _sequence(args, kwargs)
         xs = jax.tree.map(partial(_time_first, axis=axis), xs)
         if carry is None:
-            carry = frame.call("f", (jax.tree.map(_first, xs),), {}, "initial_carry")
+            carry = frame.call(
+                "f", (jax.tree.map(first_step, xs),), {}, "initial_carry"
+            )
         if "project" in has:
             xs = frame.call("f", (xs,), {}, "project")
         elif frame.run.recorder is not None:
-            frame.under().call("f", (carry, jax.tree.map(_first, xs)))
+            frame.under().call("f", (carry, jax.tree.map(first_step, xs)))
         length = jax.tree.leaves(xs)[0].shape[0]
 
         def step(carry: Any, each: Any) -> Any:
@@ -270,10 +273,6 @@ def _sequence(args: Any, kwargs: Any) -> tuple[Any, Any]:
             f"inputs and {sorted(kwargs)}."
         )
     return args[0], kwargs.get("initial_carry", args[1] if len(args) == 2 else None)
-
-
-def _first(a: Any) -> Any:
-    return a[0]
 
 
 def _time_first(a: Any, axis: int) -> Any:

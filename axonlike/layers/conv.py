@@ -21,7 +21,7 @@ from axonlike.layers.windows import (
     check_rank,
     pads_of,
 )
-from axonlike.spec import show
+from axonlike.spec import is_unknown, show
 from axonlike.types import Array, Key, Params, to_dtype
 
 _LAYOUTS = {
@@ -146,7 +146,7 @@ def conv(
             x,
             kernel,
             steps,
-            pads_of("conv", x, padding, extent, steps),
+            _pads(x, padding, extent, steps),
             rhs_dilation=dilation,
             dimension_numbers=_LAYOUTS[x.ndim - 2],
             feature_group_count=groups,
@@ -155,3 +155,11 @@ def conv(
         return add_bias(params, y)
 
     return init, apply
+
+
+def _pads(
+    x: Any, padding: Padding, extent: tuple[int, ...], strides: tuple[int, ...]
+) -> Any:
+    """As `lax.conv_general_dilated` takes it, which by pairs of unknown sizes refuses."""
+    pads = pads_of("conv", x, padding, extent, strides)
+    return padding if any(map(is_unknown, (n for p in pads for n in p))) else pads
