@@ -78,21 +78,26 @@ def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
         return (kind, *sorted(repr(token(v, name_of)) for v in members))
     if hasattr(cast(Any, type(value)), "__axonlike_token__"):
         return value.__axonlike_token__(name_of)
+    return (kind, *_parts(value, name_of))
+
+
+def _parts(value: Any, name_of: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """What tells one value from another of its type."""
     if isinstance(value, np.dtype):
-        return (kind, cast(Any, value).name)
+        return (cast(Any, value).name,)
     if isinstance(value, (np.ndarray, np.generic)) or _is_jax_array(value):
         array: Any = np.asarray(cast(Any, value))
-        return (kind, array.dtype.name, array.shape, array.tobytes())
+        return (array.dtype.name, array.shape, array.tobytes())
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
-        return (kind, *(token(part, name_of) for part in parts))
+        return tuple(token(part, name_of) for part in parts)
     if isinstance(value, types.MethodType):
-        return (kind, token(value.__self__, name_of), name_of(value.__func__))
+        return (token(value.__self__, name_of), name_of(value.__func__))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         parts = (token(getattr(value, f.name), name_of) for f in fields)
-        return (kind, name_of(type(value)), *parts)
-    return (kind, name_of(value))
+        return (name_of(type(value)), *parts)
+    return (name_of(value),)
 
 
 def by_name(value: Any) -> Any:

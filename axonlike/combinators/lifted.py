@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from axonlike.combinators.basic import identity, wrapper
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame
-from axonlike.leaf import first_step
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
+from axonlike.leaf import first_step
 from axonlike.names import assign, given, inside
 from axonlike.paths import check_name
 from axonlike.spec import same, show
