@@ -148,7 +148,8 @@ class Plan(NamedTuple):
 
     def arrays(self, leaf: Leaf, key: Key, shardings: Any = None) -> tuple[Any, Any]:
         """Params and state of one leaf: one call of one compiled function."""
-        axes, traced = sum(n >= 0 for n in leaf.stack), isinstance(key, jax.core.Tracer)
+        axes, key = sum(n >= 0 for n in leaf.stack), _leaf_key(leaf, key)
+        traced = isinstance(key, jax.core.Tracer)  # under jit a known key is traced too
         which = (axes, traced, _hashable(shardings))
         if which not in self.compiled:
             quick = not traced and jax.default_backend() == "cpu"
@@ -157,7 +158,7 @@ class Plan(NamedTuple):
                 out_shardings=shardings,
                 compiler_options=_QUICK if quick else None,
             )
-        return self.compiled[which](_leaf_key(leaf, key))
+        return self.compiled[which](key)
 
 
 # What init runs, it runs once: on CPU this halves the time to compile random numbers.

@@ -69,3 +69,11 @@ def test_a_spec_of_a_tuple_has_a_dtype():
     assert al.spec((None, 3), jnp.int8) == al.spec("_ 3", jnp.int8)
     with pytest.raises(TypeError, match="expected text"):
         al.spec([3, 4])
+
+
+def test_init_inside_a_trace_with_a_key_from_outside():
+    model = al.repeat(al.dense(3), 2)
+    inside = jax.jit(lambda: model.init(KEY, al.spec("b 3"))[0])()
+    outside, _ = model.init(KEY, al.spec("b 3"))
+    assert jax.tree.all(jax.tree.map(jnp.allclose, inside, outside))
+    assert jax.eval_shape(lambda: model.init(KEY, al.spec("b 3"))[0])["*"].keys()
