@@ -66,7 +66,7 @@ def bench(session: nox.Session) -> None:
 def nightly(session: nox.Session) -> None:
     """All tests, the slow ones and a thousand random models included, with coverage.
 
-    Then once more as in CI, under JAX's leak checking, which makes tests take thrice as long.
+    Then those of CI once more under JAX's leak checking: three times as slow.
     """
     install(session, "test", extras="[examples]")
     session.install("coverage")
