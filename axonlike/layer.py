@@ -244,6 +244,7 @@ class Layer:
 
         Raises:
             PathError: there is no such child.
+            ValueError: it is inside the copies of a repeat or ensemble.
 
         Example:
             >>> import jax, jax.numpy as jnp, axonlike as al

@@ -96,7 +96,14 @@ def part(model: Layer, path: str) -> Node:
     """What `Layer.part` returns: one child, run on the whole model's params and state."""
     found = _find(model, model.places, tuple(path.split("/")))
     if found is None:
-        raise PathError("part", path, [p for p, _ in walk(model, model.places, "")])
+        known = list(walk(model, model.places, ""))
+        for whole, copied in [("", model), *known]:
+            if copied.indexed and path.startswith(f"{whole}/" if whole else ""):
+                raise ValueError(
+                    f"part: {path!r} is inside copies, which run together only. "
+                    f"Take {whole or 'the model'!r} instead."
+                )
+        raise PathError("part", path, [place for place, _ in known])
     child, place = found
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:

@@ -77,3 +77,20 @@ def test_init_inside_a_trace_with_a_key_from_outside():
     outside, _ = model.init(KEY, al.spec("b 3"))
     assert jax.tree.all(jax.tree.map(jnp.allclose, inside, outside))
     assert jax.eval_shape(lambda: model.init(KEY, al.spec("b 3"))[0])["*"].keys()
+
+
+@pytest.mark.parametrize("path", ["blocks/*/dense", "blocks/1/dense"])
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_part_inside_copies_says_what_to_take(path, stacked):
+    body = al.dense(3) >> jnp.tanh
+    model = al.serial(blocks=al.repeat(body, 2, stacked=stacked))
+    with pytest.raises(ValueError, match="Take 'blocks' instead"):
+        model.part(path)
+
+
+def test_a_part_that_a_list_does_not_have_is_named():
+    def first(sub, x):
+        return sub.k[0](x)
+
+    with pytest.raises(al.PathError, match="Nearest: 'k/0'"):
+        al.wire(first, k=[al.dense(2)]).part("k/5")
