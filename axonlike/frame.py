@@ -51,6 +51,8 @@ class Run(NamedTuple):
     options: Mapping[str, Any] = MappingProxyType({})
     taps: Taps | None = None
     recorder: Any = None
+    cast: Any = None
+    """The dtype in which params are seen here, for init's pass, which has none yet."""
 
 
 class Frame:
@@ -99,9 +101,15 @@ class Frame:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] = _NO_KWARGS,
         method: str = "apply",
+        *,
+        use: int | None = None,
     ) -> PyTree:
-        """Runs a child: the door."""
-        frame, name = self._enter(slot, method)
+        """Runs a child: the door.
+
+        How often a child with a name was called before is counted here; a wrapper that
+        runs its body several times says by `use` which time this is.
+        """
+        frame, name = self._enter(slot, method, use)
         before = frame.state
         if not name:
             y = frame.evaluate(args, kwargs, method, self, name)
@@ -111,7 +119,9 @@ class Frame:
                 if self.run.taps is not None and method == "apply":
                     y = self.run.taps.visit(frame.site, y, self.taken)
         if frame.state is not before:
-            self.state = _put(self.state, self.places[slot].path, frame.state)
+            path = self.places[slot].path
+            new = frame.state if path else {**self.state, **frame.state}
+            self.state = _put(self.state, path, new)
         if method == "apply":
             self.trail.append((name, y))
         return y
@@ -223,26 +233,23 @@ class Frame:
             found["emit"] = self.emit
         return found
 
-    def _enter(self, slot: str, method: str) -> tuple[Frame, str]:
+    def _enter(
+        self, slot: str, method: str, use: int | None = None
+    ) -> tuple[Frame, str]:
         """The child's frame and the name under which it runs."""
         child, place = self.layer.children[slot], self.places[slot]
         path = place.path
         if not path:
-            params = self.params
-            if not place.below and len(self.places) > 1 and params:
-                siblings = closed({s: p for s, p in self.places.items() if p.path})
-                params = {k: v for k, v in params.items() if k not in (siblings or ())}
-            use = self._use(slot, method)
-            mark = f"#{use}" if use else ""
             frame = Frame(
-                child, self.run, params, self.state, place.below, self.site + mark,
-                self.keypath + mark, self.indices, self.stack, self.taken,
+                child, self.run, self._own(slot, self.params), self._own(slot, self.state),
+                place.below, _again(self.site, use), _again(self.keypath, use),
+                self.indices, self.stack, self.taken,
             )  # fmt: skip
             return frame, ""
         name = step = path[0] if len(path) == 1 else "/".join(path)
-        use = self._use(slot, method)
-        if use:
-            step = f"{name}#{use}"
+        count = self._use(slot, method)
+        if count:
+            step = f"{name}#{count}"
         frame = Frame(
             child, self.run, _get(self.params, path), _get(self.state, path), place.below,
             f"{self.site}/{step}" if self.site else step,
@@ -250,6 +257,14 @@ class Frame:
             self.indices, self.stack, self.taken,
         )  # fmt: skip
         return frame, name
+
+    def _own(self, slot: str, tree: dict[str, Any]) -> dict[str, Any]:
+        """What of params or state is for a child without a level: not its siblings'."""
+        if len(self.places) == 1 or not tree:
+            return tree
+        others = {s: place for s, place in self.places.items() if s != slot}
+        taken = tree.keys() & (closed(others) or ())
+        return {k: v for k, v in tree.items() if k not in taken} if taken else tree
 
     def _use(self, slot: str, method: str) -> int:
         """How often this child was called before: shares weights, not randomness."""
@@ -272,6 +287,15 @@ class Frame:
                 f"{nearest(extra[0], sorted(names))} "
                 f"Take it out, or pass the {what} that init returned."
             )
+
+
+def _again(path: str, use: int | None) -> str:
+    """The path of one of several runs of a body: `f`, `f#1`; inside of `f#1`, `f#1.0`."""
+    if use is None:
+        return path
+    if "#" in path.rpartition("/")[2]:
+        return f"{path}.{use}"
+    return f"{path}#{use}" if use else path
 
 
 def check_state(before: State, after: Any, kind: str) -> State:

@@ -375,7 +375,7 @@ class Recorder:
             Leaf(layer, param_path(frame.site), param_path(frame.keypath), frame.stack,
                  indices, plan)
         )  # fmt: skip
-        frame.params = jax.tree.map(_zeros, plan.params)
+        frame.params = jax.tree.map(partial(_seen, frame.run.cast), plan.params)
         frame.state = jax.tree.map(_zeros, plan.state)
 
     def params_below(self, frame: Frame) -> Params:
@@ -385,8 +385,10 @@ class Recorder:
         for leaf in self.leaves.values():
             if leaf.path == path or leaf.path.startswith(path + "/"):
                 steps = leaf.path[len(path) :].strip("/")
-                put(found, steps, jax.tree.map(_zeros, leaf.plan.params))
-        if not found:
+                copies = tuple(n for n in leaf.stack[len(frame.stack) :] if n >= 0)
+                see = partial(_seen, frame.run.cast, copies=copies)
+                put(found, steps, jax.tree.map(see, leaf.plan.params))
+        if path not in self.reached:
             raise ValueError(
                 f"params of {path!r} were read before it was called, so their shapes are "
                 "not known. Call it first."
@@ -532,7 +534,7 @@ def _memo_key(frame: Frame, args: Any, kwargs: Any, method: str) -> Any:
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         return None
     avals = tuple(jax.typeof(leaf) for leaf in leaves)
-    return (frame.layer.named(None), method, tree, avals)
+    return (frame.layer.named(None), method, tree, avals, frame.run.cast)
 
 
 def _plain(y: Any) -> bool:
@@ -550,6 +552,13 @@ def _struct(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype)
     array = np.asarray(x)
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _seen(cast: Any, spec: Any, copies: tuple[int, ...] = ()) -> Any:
+    """A placeholder for a param as a layer sees it: in the dtype of `mixed`."""
+    floating = jnp.issubdtype(spec.dtype, jnp.floating)
+    dtype = cast if cast is not None and floating else spec.dtype
+    return _zeros(jax.ShapeDtypeStruct((*copies, *spec.shape), dtype))
 
 
 def _zeros(spec: Any) -> Any:

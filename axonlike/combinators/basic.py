@@ -58,7 +58,7 @@ def several(
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         calls = {slot: _call(frame, slot) for slot in frame.layer.children}
-        return rule(calls, _one(args, kwargs, kind))
+        return rule(calls, one_input(args, kwargs, kind))
 
     return Node(run, children, places)
 
@@ -84,7 +84,8 @@ def _call(frame: Frame, slot: str) -> Call:
     return call
 
 
-def _one(args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: str) -> PyTree:
+def one_input(args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: str) -> PyTree:
+    """The inputs as the one pytree that most combinators take."""
     if len(args) == 1 and not kwargs:
         return args[0]
     if args and kwargs:
@@ -418,7 +419,7 @@ def residual(f: Any, shortcut: Any = identity, *, name: str | None = None) -> An
         if method != "apply":
             return frame.call("f", args, kwargs, method)
         if plain:
-            kept = _one(args, kwargs, "residual")
+            kept = one_input(args, kwargs, "residual")
         else:
             kept = frame.call("shortcut", args, kwargs)
         y = frame.call("f", args, kwargs)
@@ -464,15 +465,19 @@ def shared(f: Any, *, name: str | None = None) -> Any:
         return _lifted(shared, f)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        x = _one(args, kwargs, "shared")
+        x = one_input(args, kwargs, "shared")
         if isinstance(x, dict):
             items = cast("dict[str, Any]", x).items()
-            return {key: frame.call("f", (item,)) for key, item in items}
+            return {
+                key: frame.call("f", (item,), use=i)
+                for i, (key, item) in enumerate(items)
+            }
         if not isinstance(x, (tuple, list)):
             raise ShapeError(
                 "shared", "a tuple or dict", show(x), "Pass several inputs."
             )
-        return tuple(frame.call("f", (item,)) for item in cast("list[Any]", x))
+        listed = enumerate(cast("list[Any]", x))
+        return tuple(frame.call("f", (item,), use=i) for i, item in listed)
 
     return wrapper(f, run)
 
@@ -502,7 +507,7 @@ def on_item(i: int | str, f: Any, *, name: str | None = None) -> Any:
         return on_item(i, as_layer(f, "on_item"))
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        x = _one(args, kwargs, "on_item")
+        x = one_input(args, kwargs, "on_item")
         y = frame.call("f", (_item("on_item", x, i),))
         if isinstance(x, dict):
             return {**cast("dict[Any, Any]", x), i: y}

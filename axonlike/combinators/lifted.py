@@ -9,9 +9,9 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
-from axonlike.combinators.basic import identity, wrapper
+from axonlike.combinators.basic import identity, one_input, wrapper
 from axonlike.errors import ShapeError
-from axonlike.frame import Frame
+from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
 from axonlike.leaf import first_step
 from axonlike.names import assign, given, inside
@@ -72,13 +72,14 @@ def repeat(
         f = as_layer(f, "repeat")
         return repeat(f, n, stacked=stacked, unroll=unroll, remat=remat, tied=tied)
 
-    def once(frame: Frame, x: PyTree) -> PyTree:
-        y = frame.call("f", (x,))
-        _same_spec("repeat", x, y)
-        return y
-
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         x = args[0] if len(args) == 1 else args
+
+        def once(frame: Frame, x: PyTree) -> PyTree:
+            y = frame.call("f", (x,), kwargs)
+            _same_spec("repeat", x, y)
+            return y
+
         if tied:
             return _tied(frame, x, n, once, stacked, unroll, remat)
         if not stacked:
@@ -222,6 +223,11 @@ def scan(
             return_carry=return_carry,
         )
     has = _methods(cell)
+    if has is None:
+        raise TypeError(
+            f"scan: {cell.headline} is not a cell, though what it wraps may be one. "
+            f"Write {cell.kind}(scan(...)) around the whole sequence."
+        )
     if "initial_carry" not in has:
         raise TypeError(
             f"scan: {cell.headline} is not a cell: it has no initial_carry. "
@@ -258,9 +264,11 @@ def scan(
     return wrapper(cell, run)
 
 
-def _methods(cell: Layer) -> Mapping[str, Any]:
-    """What a cell can do; a wrapper around a cell can do what the cell can."""
+def _methods(cell: Layer) -> Mapping[str, Any] | None:
+    """What a cell can do; wrappers that change no value can do what the cell can."""
     while cell.transparent:
+        if cell.factory not in (remat, frozen, mixed):
+            return None
         cell = cell.children["f"]
     return cell.methods
 
@@ -314,7 +322,7 @@ def bidirectional(
         return bidirectional(first, second, axis=axis)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        (x,) = args
+        x = one_input(args, kwargs, "bidirectional")
         y = frame.call("forward", (x,))
         flipped = jax.tree.map(partial(jnp.flip, axis=axis), x)
         z = frame.call("backward", (flipped,))
@@ -472,13 +480,16 @@ def remat(f: Any, policy: Any = None, *, name: str | None = None) -> Any:
         if frame.run.recorder is not None:
             return frame.call("f", args, kwargs, method)
 
-        def body(params: Any, state: Any, args: Any, kwargs: Any) -> Any:
+        arrays, others = _apart((args, dict(kwargs)))
+
+        def body(params: Any, state: Any, arrays: Any) -> Any:
             inner = frame.under(None, params, state)
+            args, kwargs = others(arrays)
             y = inner.call("f", args, kwargs, method)
             return y, inner.state, inner.taken
 
         y, state, taken = _remat(body, policy or True)(
-            frame.params, frame.state, args, dict(kwargs)
+            frame.params, frame.state, arrays
         )
         _keep(frame, state, taken)
         return y
@@ -685,6 +696,8 @@ def mixed(
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         inner = frame.under(None, _cast(frame.params, compute), frame.state)
+        if _recording(frame) and compute is not None:
+            inner.run = inner.run._replace(cast=compute)
         args, kwargs = _cast((args, dict(kwargs)), compute)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
@@ -727,19 +740,29 @@ def _remat(function: Any, policy: Any, *, in_scan: bool = False) -> Any:
     return cast(Any, jax.checkpoint(function, policy=chosen, prevent_cse=not in_scan))
 
 
-def _keep(frame: Frame, state: Any, taken: Mapping[str, Any]) -> None:
+def _apart(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays of a tree, and how to put it together with others in their place.
+
+    What is no array (a flag, None) stays out of what JAX transforms.
+    """
+    leaves, structure = cast(Any, jax.tree.flatten(tree))
+    where = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")]
+
+    def together(arrays: list[Any]) -> Any:
+        new = dict(zip(where, arrays, strict=True))
+        return structure.unflatten([new.get(i, x) for i, x in enumerate(leaves)])
+
+    return [leaves[i] for i in where], together
+
+
+def _keep(frame: Frame, state: dict[str, Any], taken: Mapping[str, Any]) -> None:
     """New state and reads that came out of a transformed function."""
-    if isinstance(state, dict):
-        state = {
-            k: v for k, v in cast("dict[str, Any]", state).items() if not _empty(v)
-        }
-    if jax.tree.structure(state) == jax.tree.structure(frame.state) and state:
-        frame.state = state
     frame.taken.update(taken)
-
-
-def _empty(tree: Any) -> bool:
-    return isinstance(tree, dict) and not tree
+    if _recording(frame):
+        return  # in which state is made, not changed
+    kept = {k: v for k, v in state.items() if k in frame.state or v != {}}
+    if kept or frame.state:
+        frame.state = check_state(frame.state, kept, frame.layer.kind)
 
 
 def _is(after: Any, before: Any) -> bool:
