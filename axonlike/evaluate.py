@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 from axonlike.blame import hide, located
 from axonlike.errors import PathError
 from axonlike.frame import Frame, Run, check_state
-from axonlike.initialize import Recorder, param_path, run_abstract
+from axonlike.initialize import Recorder, param_path, remember, run_abstract
 from axonlike.names import walk
 from axonlike.spec import show
 from axonlike.types import Key, Params, PyTree, State
@@ -53,12 +52,12 @@ class Apply:
         Returns:
             `(y, state)`: the output, and the state with the structure it came with.
         """
-        _keep(self)
+        remember(self.layer)
         run = Run(check_key(key, optional=True), _check_train(train), options)
         return evaluate(self.layer, params, state, x, run)[:2]
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Apply):
+        if type(other) is not type(self):
             return NotImplemented
         return self.layer == other.layer
 
@@ -66,17 +65,27 @@ class Apply:
         return self.layer.hash
 
     def __repr__(self) -> str:
-        return f"{self.layer!r}.apply"
+        return f"{self.layer!r}.{self.__name__}"
 
 
-_kept: OrderedDict[Apply, None] = OrderedDict()
+class Predict(Apply):
+    """A layer's `predict`: `apply` in inference, the output alone."""
 
+    __slots__ = ()
+    __name__ = "predict"
 
-def _keep(apply: Apply) -> None:
-    """Holds on to recent `apply`s: `jax.jit` forgets a function that nothing refers to."""
-    _kept[apply] = None
-    if len(_kept) > 256:
-        _kept.popitem(last=False)
+    def __call__(self, params: Params, state: State, x: PyTree) -> PyTree:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Runs the layer in inference.
+
+        Args:
+            params: as `init` made them.
+            state: as `init` or `apply` returned it.
+            x: the input, a pytree of arrays.
+
+        Returns:
+            The output.
+        """
+        return super().__call__(params, state, x)[0]
 
 
 def evaluate(
@@ -95,12 +104,18 @@ def evaluate(
         raise PathError("options", unknown[0], sorted(layer.options), hint)
     frame = Frame(layer, run, params, state, layer.places)
     try:
+        x = jax.tree.map(_canonical, x)
         y = frame.evaluate((x,))
         if frame.state is not state:
             check_state(state, frame.state, layer.kind)
     except Exception as error:
         raise hide(error) from error.__cause__
     return y, frame.state, frame.taken
+
+
+def _canonical(x: Any) -> Any:
+    """NumPy's float64 as what JAX makes of it: as under jit, and as init saw it."""
+    return jnp.asarray(x) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
 def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:

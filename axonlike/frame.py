@@ -16,6 +16,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.core
+import jax.extend.core
 
 from axonlike.blame import blame
 from axonlike.errors import ShapeError, nearest
@@ -70,6 +72,7 @@ class Frame:
         "stack",
         "state",
         "taken",
+        "trace",
         "trail",
         "uses",
     )  # fmt: skip
@@ -94,6 +97,7 @@ class Frame:
         self.uses: dict[str, int] = {}
         self.trail: list[tuple[str, PyTree]] = []
         self.given: tuple[Any, ...] = ()
+        self.trace: Any = None
 
     def call(
         self,
@@ -119,6 +123,7 @@ class Frame:
                 if self.run.taps is not None and method == "apply":
                     y = self.run.taps.visit(frame.site, y, self.taken)
         if frame.state is not before:
+            self._check_trace(slot)
             path = self.places[slot].path
             new = frame.state if path else {**self.state, **frame.state}
             self.state = _put(self.state, path, new)
@@ -274,6 +279,16 @@ class Frame:
         self.uses[slot] = use + 1
         return use
 
+    def _check_trace(self, slot: str) -> None:
+        """Refuses new state from inside a transformation that this code put around it."""
+        if self.trace is None or self.run.recorder or self.trace == trace_now():
+            return
+        raise ValueError(
+            f"{self.layer.kind}: {slot!r} changes its state inside of a JAX "
+            "transformation, which the state cannot leave. Put remat, repeat, scan or "
+            "ensemble around the layer instead."
+        )
+
     def _check_names(self, names: frozenset[str] | None, layer: Any) -> None:
         """Params and state for no layer are a mistake: a stale or foreign tree."""
         if names is None or layer.partial:
@@ -315,6 +330,18 @@ def check_state(before: State, after: Any, kind: str) -> State:
             "Return the state with the structure, shapes and dtypes it came with.",
         )
     return cast("State", after)
+
+
+def trace_now() -> Any:
+    """Which transformation is being traced, to be compared."""
+    return _opaque_trace_state(convention="axonlike")
+
+
+_opaque_trace_state = cast(
+    Any,
+    getattr(jax.extend.core, "get_opaque_trace_state", None)
+    or jax.core.get_opaque_trace_state,  # where it was before jax 0.11
+)
 
 
 @lru_cache(maxsize=65536)

@@ -17,12 +17,14 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.blame import hide
+from axonlike.blame import hide, located
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame, path_words
 from axonlike.paths import matching
+from axonlike.signature import Signature
 from axonlike.spec import is_unknown, show
 from axonlike.types import Key, Params, PyTree, State
+from axonlike.values import holds_arrays
 
 
 class _Shape(tuple[Any, ...]):
@@ -120,6 +122,12 @@ class Template:
 
     def __repr__(self) -> str:
         return show(self._spec)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"init sees shape, dtype, ndim and size of its inputs, no values: got .{name}. "
+            "Compute in apply what depends on values."
+        )
 
 
 class Leaf(NamedTuple):
@@ -228,9 +236,23 @@ def _mapped(function: Any, axes: int) -> Any:
     )
 
 
-_plans: OrderedDict[Any, list[Plan]] = OrderedDict()
-_plans_lock = threading.Lock()
-_MOST_PLANS = 4096
+_recent: OrderedDict[Any, None] = OrderedDict()
+_recent_lock = threading.Lock()
+_MOST_RECENT = 4096
+
+
+def remember(layer: Any) -> None:
+    """Keeps a layer for a while: what was traced for it is found again by an equal one.
+
+    Not one that holds arrays, which would be kept too; and not while JAX looks for leaks.
+    """
+    if jax.config.values.get("jax_check_tracer_leaks") or holds_arrays(layer.config):
+        return
+    with _recent_lock:
+        _recent[layer] = None
+        _recent.move_to_end(layer)
+        if len(_recent) > _MOST_RECENT:
+            _recent.popitem(last=False)
 
 
 def plan_of(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Plan:
@@ -242,15 +264,13 @@ def plan_for(layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Pl
     """The traced init of a leaf for such inputs, made once for equal leaves."""
     specs, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
     ranks = tuple((len(s.shape), str(s.dtype)) for s in specs)
-    where = (layer.named(None), tree, ranks, bool(jax.config.jax_enable_x64))  # type: ignore[attr-defined]
-    with _plans_lock:
-        known = _plans.setdefault(where, [])
-        _plans.move_to_end(where)
-        while len(_plans) > _MOST_PLANS:
-            _plans.popitem(last=False)
+    where = ("plans", tree, ranks, bool(jax.config.jax_enable_x64))  # type: ignore[attr-defined]
+    plain = layer.named(None)
+    known: list[Plan] = plain.identity.memory.setdefault(where, [])
     for plan in known:
         if plan.fits(specs):
             return plan
+    remember(plain)
     plan = _trace(layer, specs, tree)
     known.append(plan)
     return plan
@@ -260,9 +280,10 @@ def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
     templates = [Template(spec) for spec in specs]
     args, kwargs = jax.tree.unflatten(tree, templates)
 
+    kind, init, sig = layer.kind, layer.init_function, layer.signature
+
     def function(key: Key) -> tuple[Any, Any]:
-        made = layer.init_function(key, *args, **kwargs)
-        return _params_and_state(layer, made)
+        return _params_and_state(kind, sig, init(key, *args, **kwargs))
 
     try:
         made = jax.eval_shape(function, jax.eval_shape(lambda: jax.random.key(0)))
@@ -280,11 +301,11 @@ def _trace(layer: Any, specs: list[Any], tree: Any) -> Plan:
     return Plan(function, params, state, reads, {})
 
 
-def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:
-    if "state" in layer.signature.services:
+def _params_and_state(kind: str, sig: Signature, made: Any) -> tuple[Params, State]:
+    if "state" in sig.services:
         if not (isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2):
             raise TypeError(
-                f"{layer.kind}: apply takes state, so init must return (params, state), "
+                f"{kind}: apply takes state, so init must return (params, state), "
                 f"got {show(made)}."
             )
         params, state = cast("tuple[Any, Any]", made)
@@ -293,7 +314,7 @@ def _params_and_state(layer: Any, made: Any) -> tuple[Params, State]:
     for what, tree in (("params", params), ("state", state)):
         if not isinstance(tree, dict):
             raise TypeError(
-                f"{layer.kind}: init must return a dict of {what}, got {show(tree)}."
+                f"{kind}: init must return a dict of {what}, got {show(tree)}."
             )
     return jax.tree.map(_strong, (params, state))
 
@@ -478,7 +499,10 @@ def materialize(
     for leaf in recorder.leaves.values():
         if not leaf.plan.params and not leaf.plan.state:
             continue
-        made, kept = leaf.plan.arrays(leaf, key, rules.get(leaf.path))
+        try:
+            made, kept = leaf.plan.arrays(leaf, key, rules.get(leaf.path))
+        except Exception as error:
+            raise located(error, leaf.path, leaf.layer) from error.__cause__
         put(params, leaf.path, made)
         put(state, leaf.path, kept)
     return params, state
@@ -490,7 +514,19 @@ def put(tree: dict[str, Any], path: str, value: dict[str, Any]) -> None:
         return
     for step in path.split("/") if path else ():
         tree = tree.setdefault(step, {})
-    tree.update(value)
+        if not isinstance(tree, dict):
+            raise _taken(path, step)
+    for name, array in value.items():
+        if name in tree:
+            raise _taken(path, name)
+        tree[name] = array
+
+
+def _taken(path: str, name: str) -> ValueError:
+    return ValueError(
+        f"name: {name!r} in {path or 'the model'!r} is both an array and a layer, or two "
+        "of them. Rename the layer with name=."
+    )
 
 
 def _shardings(recorder: Recorder, globs: Mapping[str, Any] | None) -> dict[str, Any]:

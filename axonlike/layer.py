@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, cast
 
 from axonlike import text, values
 from axonlike.blame import here, hide
 from axonlike.errors import nearest
-from axonlike.evaluate import Apply, check_key, recorded
+from axonlike.evaluate import Apply, Predict, check_key, recorded
 from axonlike.frame import Frame
 from axonlike.initialize import materialize
 from axonlike.leaf import run_function, run_leaf
@@ -122,7 +124,8 @@ class Layer:
         names = identity_(self, values.by_name, hash)
         set_(self, "hash", values.digest(names))
         sigs = [sig for _, sig in self.methods.values()] or [self.signature]
-        options = frozenset(o for sig in sigs for o in sig.options)
+        lifted = self.run is run_function  # which receives inputs only
+        options = frozenset(o for sig in sigs for o in sig.options if not lifted)
         set_(self, "options", options.union(*(c.options for c in below)))
         keyed = any("key" in sig.services for sig in sigs)
         set_(self, "uses_key", keyed or any(c.uses_key for c in below))
@@ -163,18 +166,14 @@ class Layer:
         except Exception as error:
             raise hide(error) from error.__cause__
 
-    @property
+    @cached_property
     def apply(self) -> Apply:
         """The pure function `(params, state, x, *, key, train, options) -> (y, state)`."""
         return Apply(self)
 
-    def predict(self, params: Params, state: State, x: PyTree) -> PyTree:
-        """The output in inference mode: `apply` without the state.
-
-        Args:
-            params: as `init` made them.
-            state: as `init` or `apply` returned it.
-            x: the input, a pytree of arrays.
+    @cached_property
+    def predict(self) -> Predict:
+        """The pure function `(params, state, x) -> y`: `apply` in inference.
 
         Example:
             >>> import jax, jax.numpy as jnp, axonlike as al
@@ -183,7 +182,7 @@ class Layer:
             >>> model.predict(params, state, jnp.zeros((5, 3))).shape
             (5, 2)
         """
-        return self.apply(params, state, x)[0]
+        return Predict(self)
 
     def output_spec(self, x: PyTree) -> PyTree:
         """The shapes and dtypes that `apply` would return; nothing is computed.
@@ -262,8 +261,13 @@ class Layer:
                 "Use .children[name] or .part(path)."
             )
         slots, pinned = list(self.children), OPERATORS["pinned"]
-        if isinstance(index, int):
-            slot = slots[index]
+        if hasattr(index, "__index__") and not isinstance(index, bool):
+            if not -len(slots) <= operator.index(cast(int, index)) < len(slots):
+                raise IndexError(
+                    f"index: expected one of {len(slots)} layers, got {index}. "
+                    f"They are {', '.join(slots)}."
+                )
+            slot = slots[operator.index(cast(int, index))]
             return pinned(self.children[slot], self.places[slot])
         if not isinstance(index, slice):
             raise TypeError(
@@ -409,9 +413,12 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
         name = kwargs.pop("name", None)
         signature = text.signature_of(factory)
         bound = _bind(kind, signature, args, kwargs)
-        config = {k: v for k, v in bound.arguments.items() if k != "name"}
+        given = bound.arguments.pop("name", None)
+        name = given if name is None else name
+        config = {k: values.snapshot(v) for k, v in bound.arguments.items()}
+        bound.arguments.update(config)
         try:
-            made: Any = function(*args, **kwargs)
+            made: Any = function(*bound.args, **bound.kwargs)
         except Exception as error:
             raise hide(error) from error.__cause__
         if isinstance(made, Layer) and made.factory is factory:
@@ -559,7 +566,8 @@ def lift(function: Callable[..., Any], name: str | None = None) -> Layer:
         >>> list((al.lift(jax.nn.relu, name="act") >> jax.nn.tanh).children)
         ['act', 'tanh']
     """
-    return _lift(function) if name is None else _lift(function).named(name)
+    made = function if isinstance(function, Layer) else _lift(function)
+    return made if name is None else made.named(name)
 
 
 def _lift(function: Callable[..., Any]) -> Layer:

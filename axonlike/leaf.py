@@ -105,8 +105,9 @@ def _unfit(
     leaves, tree = cast(
         Any, jax.tree.flatten((frame.params, frame.state, args, kwargs))
     )
-    known = frame.layer, tree, tuple(map(_shape, leaves))
-    if known in _fitting:
+    known = "fits", tree, tuple(map(_shape, leaves))
+    memory = frame.layer.identity.memory
+    if known in memory:
         return []
     try:
         inputs = _init_inputs(frame.layer, args, kwargs, method)
@@ -133,14 +134,8 @@ def _unfit(
         if _shapes(ours) != _shapes(made)
     ]
     if not found:
-        if len(_fitting) >= _MOST_FITTING:
-            _fitting.clear()
-        _fitting.add(known)
+        memory[known] = True
     return found
-
-
-_fitting: set[Any] = set()
-_MOST_FITTING = 16384
 
 
 def _shapes(tree: Any) -> Any:

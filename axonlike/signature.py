@@ -92,7 +92,8 @@ def read(function: Callable[..., Any], skip: int, *, plain: bool = False) -> Sig
     With `plain`, a function of the outside world: it receives inputs only.
     """
     code = getattr(function, "__code__", None)
-    if code is None or hasattr(function, "__wrapped__"):
+    special = any(hasattr(function, n) for n in ("__wrapped__", "__signature__"))
+    if code is None or special or inspect.ismethod(function):
         return _read(function, skip, plain)
     defaults = getattr(function, "__defaults__", None) or ()
     keyword = tuple(sorted(getattr(function, "__kwdefaults__", None) or ()))

@@ -81,6 +81,8 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
         if isinstance(value, Layer):
             slot = next((s for s, c in pending.items() if c is value), None)
             return value if slot is None else (pending.pop(slot), swaps[slot])[1]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(swap, cast("tuple[Any, ...]", value)))
         if isinstance(value, (tuple, list)):
             return type(cast(Any, value))(map(swap, cast("list[Any]", value)))
         if isinstance(value, dict):
@@ -94,6 +96,11 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
 @layer
 def part(model: Layer, path: str) -> Node:
     """What `Layer.part` returns: one child, run on the whole model's params and state."""
+    if not isinstance(path, str):
+        raise TypeError(
+            f"part: expected a path, got {type(path).__name__}. "
+            "Write model.part('decoder'), or model[0] for a layer by number."
+        )
     found = _find(model, model.places, tuple(path.split("/")))
     if found is None:
         known = list(walk(model, model.places, ""))

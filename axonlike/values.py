@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import importlib
@@ -29,7 +30,8 @@ _PUBLIC = (
     "jax",
     "axonlike",
 )
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
+_BUILTIN = _PLAIN | {tuple, list, dict, set, frozenset, slice, range}
 
 
 def import_name(value: Any) -> str | None:
@@ -61,43 +63,99 @@ def _namespace(home: str) -> Any:
 def token(value: Any, name_of: Callable[[Any], Any]) -> Any:
     """A nested tuple that two values share exactly when they are equal in value and type.
 
-    `name_of` stands in for what has no parts: by identity (`id`) to compare, by import
-    name to hash alike in every process.
+    `name_of` stands in for what has no parts, classes included: by identity (`id`) to
+    compare, by import name to hash alike in every process. The order of a dict counts:
+    a function can see it.
     """
-    kind = type(value).__name__
-    if isinstance(value, _PLAIN):
+    cls = cast(Any, type(value))
+    kind = cls.__name__ if cls in _BUILTIN else name_of(cls)
+    if cls in _PLAIN:
         return (kind, repr(value))
+    if isinstance(value, enum.Enum):
+        return (kind, repr(value))
+    if hasattr(cls, "__axonlike_token__"):
+        return value.__axonlike_token__(name_of)
     if isinstance(value, (tuple, list)):
-        return (kind, *(token(v, name_of) for v in cast("list[Any]", value)))
+        items = (token(v, name_of) for v in cast("list[Any]", value))
+        return (kind, *items, *_attributes(value, name_of))
     if isinstance(value, Mapping):
         pairs = cast("Mapping[Any, Any]", value).items()
-        items = [(str(k), token(k, name_of), token(v, name_of)) for k, v in pairs]
-        return (kind, *sorted(items, key=lambda item: item[0]))
+        items = ((token(k, name_of), token(v, name_of)) for k, v in pairs)
+        return (kind, *items, *_attributes(value, name_of))
     if isinstance(value, (set, frozenset)):
         members = cast("set[Any]", value)
         return (kind, *sorted(repr(token(v, name_of)) for v in members))
-    if hasattr(cast(Any, type(value)), "__axonlike_token__"):
-        return value.__axonlike_token__(name_of)
     return (kind, *_parts(value, name_of))
+
+
+def _attributes(value: Any, name_of: Callable[[Any], Any]) -> tuple[Any, ...]:
+    """What a value of a class of the user's holds besides its items."""
+    own = getattr(value, "__dict__", None)
+    return (token(dict(own), name_of),) if own else ()
 
 
 def _parts(value: Any, name_of: Callable[[Any], Any]) -> tuple[Any, ...]:
     """What tells one value from another of its type."""
     if isinstance(value, np.dtype):
         return (cast(Any, value).name,)
-    if isinstance(value, (np.ndarray, np.generic)) or _is_jax_array(value):
+    if isinstance(value, (np.ndarray, np.generic)) or is_jax_array(value):
         array: Any = np.asarray(cast(Any, value))
-        return (array.dtype.name, array.shape, array.tobytes())
+        data = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16)
+        return (array.dtype.name, array.shape, data.digest())
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)
         return tuple(token(part, name_of) for part in parts)
     if isinstance(value, types.MethodType):
         return (token(value.__self__, name_of), name_of(value.__func__))
+    if isinstance(value, (slice, range)):
+        return (value.start, value.stop, value.step)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        parts = (token(getattr(value, f.name), name_of) for f in fields)
-        return (name_of(type(value)), *parts)
+        names = [f.name for f in dataclasses.fields(value)]
+        held = {n: getattr(value, n) for n in names} | getattr(value, "__dict__", {})
+        return (token(held, name_of),)
+    if _compares(value):
+        return (value if name_of is id else repr(value),)
     return (name_of(value),)
+
+
+def _compares(value: Any) -> bool:
+    """Whether a value's class says itself what is equal, and hashes accordingly.
+
+    Those of the standard library, of NumPy and of JAX do so by value; others might look
+    at less than all there is.
+    """
+    cls = cast(Any, type(value))
+    known = str(cls.__module__).split(".")[0] in (
+        *sys.stdlib_module_names,
+        "numpy",
+        "jax",
+    )
+    overrides = cls.__eq__ is not object.__eq__ and cls.__hash__ is not object.__hash__
+    return known and overrides and cls.__hash__ is not None and not _is_traced(value)
+
+
+def snapshot(value: Any) -> Any:
+    """The value as it is now: what could be changed in place is copied."""
+    if type(value) is list:
+        return [snapshot(v) for v in cast("list[Any]", value)]
+    if type(value) is tuple:
+        return tuple(snapshot(v) for v in cast("tuple[Any, ...]", value))
+    if type(value) is dict:
+        return {k: snapshot(v) for k, v in cast("dict[Any, Any]", value).items()}
+    if type(value) is set:
+        return set(cast("set[Any]", value))
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def holds_arrays(value: Any) -> bool:
+    """Whether a config value is an array, or holds one that can be seen."""
+    if isinstance(value, (tuple, list)):
+        return any(map(holds_arrays, cast("list[Any]", value)))
+    if isinstance(value, Mapping):
+        return any(map(holds_arrays, cast("Mapping[Any, Any]", value).values()))
+    if isinstance(value, functools.partial):
+        return holds_arrays([value.args, value.keywords])
+    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def by_name(value: Any) -> Any:
@@ -110,9 +168,15 @@ def by_name(value: Any) -> Any:
 
 
 class Identity:
-    """What equal values share: one object, so that comparing them takes no time."""
+    """What equal values share: one object, so that comparing them takes no time.
 
-    __slots__ = ("__weakref__",)
+    `memory` is for what was found out about them; it is gone when they are.
+    """
+
+    __slots__ = ("__weakref__", "memory")
+
+    def __init__(self) -> None:
+        self.memory: dict[Any, Any] = {}
 
 
 _identities: WeakValueDictionary[Any, Identity] = WeakValueDictionary()
@@ -154,18 +218,40 @@ def source(value: Any) -> str:
         return "{" + ", ".join(items) + "}"
     if isinstance(value, np.dtype):
         return f"jax.numpy.dtype({value.name!r})"
+    if isinstance(value, enum.Enum):
+        return f"{_class_source(type(value))}.{value.name}"
+    if type(value) is np.ndarray or is_jax_array(value):
+        home = "numpy" if type(value) is np.ndarray else "jax.numpy"
+        array: Any = np.asarray(value)
+        return f"{home}.array({array.tolist()!r}, dtype={array.dtype.name!r})"
     if isinstance(value, functools.partial):
         keywords = (f"{k}={source(v)}" for k, v in value.keywords.items())
         inner = ", ".join([source(value.func), *map(source, value.args), *keywords])
         return f"functools.partial({inner})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        inner = ", ".join(f"{name}={source(getattr(value, name))}" for name in fields)
+        if not hasattr(type(value), "__axonlike_token__"):
+            name = import_name(value)
+            return public(name) if name else f"{_class_source(type(value))}({inner})"
     if callable(value) and not hasattr(type(value), "__axonlike_token__"):
         return _function_source(value)
     return repr(value)
 
 
+def _class_source(cls: type) -> str:
+    return public(import_name(cls) or cls.__qualname__)
+
+
 def public(name: str) -> str:
     """An import name as users write it: `al.dense`, and no `__main__`."""
-    return name.replace("axonlike.", "al.", 1).removeprefix("__main__.")
+    for home, shown in (
+        ("axonlike.", "al."), ("__main__.", ""), ("builtins.", ""),
+        ("_operator.", "operator."),
+    ):  # fmt: skip
+        if name.startswith(home):
+            return shown + name.removeprefix(home)
+    return name
 
 
 def is_lambda(value: Any) -> bool:
@@ -196,9 +282,17 @@ def _resolves(home: str, qualname: str, value: Any) -> bool:
     return found is value
 
 
-def _is_jax_array(value: Any) -> bool:
+def is_jax_array(value: Any) -> bool:
+    """Whether a value is an array of JAX's whose numbers can be looked at."""
     jax = sys.modules.get("jax")
-    return jax is not None and isinstance(value, jax.Array)
+    if jax is None or not isinstance(value, jax.Array) or _is_traced(value):
+        return False
+    return not jax.numpy.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _is_traced(value: Any) -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 class ByName:
@@ -244,11 +338,13 @@ def imported(name: str) -> Any:
 
 def picklable(value: Any) -> Any:
     """A config value with its functions by name."""
-    if isinstance(value, (tuple, list)):
+    if type(value) in (tuple, list):
         return type(cast(Any, value))(map(picklable, cast("list[Any]", value)))
-    if isinstance(value, dict):
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(picklable, cast("tuple[Any, ...]", value)))
+    if type(value) is dict:
         return {k: picklable(v) for k, v in cast("dict[Any, Any]", value).items()}
-    if isinstance(value, functools.partial):
+    if type(value) is functools.partial:
         words = {k: picklable(v) for k, v in value.keywords.items()}
         return Partial(picklable(value.func), picklable(value.args), words)
     if callable(value) and not hasattr(cast(Any, type(value)), "__axonlike_token__"):

@@ -73,7 +73,8 @@ def wrapper(
     places: Places = inside(f)
     for name, child in (extra or {}).items():
         children[name] = child
-        places[name] = Place((name,), child.places, name)
+        stem = name if child.name is None else None
+        places[name] = Place((child.name or name,), child.places, stem)
     return Node(run, children, settle(places), transparent=True, stem=f.stem)
 
 
@@ -411,9 +412,7 @@ def residual(f: Any, shortcut: Any = identity, *, name: str | None = None) -> An
         return residual(
             as_layer(f, "residual"), as_layer(shortcut, "residual: shortcut")
         )
-    if shortcut.name is not None:
-        return residual(f, shortcut.named(None))
-    plain = shortcut == identity
+    plain = shortcut.named(None) == identity
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         if method != "apply":

@@ -14,7 +14,7 @@ from axonlike.errors import ShapeError
 from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
 from axonlike.leaf import first_step
-from axonlike.names import assign, given, inside
+from axonlike.names import assign, closed, given, inside
 from axonlike.paths import check_name
 from axonlike.spec import same, show
 from axonlike.types import PyTree
@@ -244,7 +244,9 @@ def scan(
         if "project" in has:
             xs = frame.call("f", (xs,), {}, "project")
         elif frame.run.recorder is not None:
-            frame.under().call("f", (carry, jax.tree.map(first_step, xs)))
+            once = frame.under()
+            once.call("f", (carry, jax.tree.map(first_step, xs)))
+            frame.absorb(once)
         length = jax.tree.leaves(xs)[0].shape[0]
 
         def step(carry: Any, each: Any) -> Any:
@@ -416,7 +418,7 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
         return vmap(as_layer(f, "vmap"), in_axes)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        (x,) = args
+        x = one_input(args, {}, "vmap")
         size = _mapped_size(x, in_axes)
         unchanged: list[bool] = []
 
@@ -443,7 +445,12 @@ def _mapped_size(x: PyTree, in_axes: Any) -> Any:
 
     def see(axis: Any, part: Any) -> Any:
         if axis is not None:
-            sizes.extend(leaf.shape[axis] for leaf in jax.tree.leaves(part))
+            leaves = jax.tree.leaves(part)
+            if not all(-leaf.ndim <= axis < leaf.ndim for leaf in leaves):
+                raise ShapeError(
+                    "vmap", f"an axis {axis}", show(part), "Check in_axes=."
+                )
+            sizes.extend(leaf.shape[axis] for leaf in leaves)
         return axis
 
     jax.tree.map(see, in_axes, x, is_leaf=lambda a: a is None)
@@ -576,7 +583,7 @@ def _choice(
     first = cast(str, chooser.name)
     items = [*layers, *(c.named(k) for k, c in named.items())]
     children, places = assign(items, splice=False)
-    if first in children:
+    if first in children or first in (closed(places) or ()):
         raise ValueError(f"{kind}: {first!r} is taken by the choice. Rename the layer.")
     children[first], places[first] = chooser, given(first, chooser)
     slots = [slot for slot in children if slot != first]

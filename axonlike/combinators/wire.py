@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from axonlike.errors import PathError, nearest
-from axonlike.frame import Frame
+from axonlike.frame import Frame, trace_now
 from axonlike.layer import Layer, Node, as_layer, layer
 from axonlike.names import Place, Places, given
 from axonlike.paths import check_name
@@ -17,7 +17,7 @@ from axonlike.types import Params, PyTree
 class Child:
     """A child as a wire's function sees it: called like a function; `params` to read."""
 
-    __slots__ = ("_frame", "_slot")
+    __slots__ = ("__weakref__", "_frame", "_slot")
 
     def __init__(self, frame: Frame, slot: str) -> None:
         self._frame, self._slot = frame, slot
@@ -41,10 +41,18 @@ class Group:
         self._frame, self._name, self._keys = frame, name, keys
 
     def __getitem__(self, key: int | str) -> Child:
-        chosen = self._keys[key] if isinstance(key, int) else key
+        within = isinstance(key, int) and -len(self._keys) <= key < len(self._keys)
+        chosen = self._keys[cast(int, key)] if within else key
         if chosen not in self._keys:
             raise PathError(f"wire: {self._name}", str(key), self._keys)
         return Child(self._frame, f"{self._name}/{chosen}")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> PyTree:
+        """Raises: a list or dict of layers is not one of them."""
+        raise TypeError(
+            f"wire: {self._name} is several layers. Call one of them: "
+            f"sub.{self._name}[{next(iter(self._keys))}](x)."
+        )
 
     def __iter__(self) -> Iterator[Child]:
         return (Child(self._frame, f"{self._name}/{key}") for key in self._keys)
@@ -105,6 +113,11 @@ def wire(fn: Callable[..., Any], **children: Any) -> Any:
         >>> sorted(params)
         ['gate', 'value']
     """
+    if isinstance(fn, Layer):
+        raise TypeError(
+            f"wire: expected a function fn(sub, x) first, got {fn.headline}. "
+            "Name the layer as a child, and call it there: sub.name(x)."
+        )
     if any(_unsettled(child) for child in children.values()):
         return wire(fn, **{name: _settled(name, c) for name, c in children.items()})
     sig = read(fn, 1)
@@ -119,6 +132,7 @@ def wire(fn: Callable[..., Any], **children: Any) -> Any:
         frame: Frame, args: tuple[Any, ...], kwargs: Mapping[str, Any], method: str
     ) -> PyTree:
         args, kwargs = sig.unpack(args, kwargs, frame.layer.kind)
+        frame.trace = trace_now()
         if not sig.services and not sig.options:
             return fn(Sub(frame), *args, **kwargs)
         return fn(Sub(frame), *args, **frame.services(sig, kwargs))
