@@ -86,10 +86,13 @@ def _inputs(args: tuple[Any, ...]) -> str:
 
 
 def _trail(frame: Any, parent: Any, name: str) -> str:
-    if parent is None or not name:
+    if frame.trail:  # its children ran: what failed is what it does with them
+        parent, name = frame, ""
+    if parent is None or not (name or frame.trail):
         return ""
     steps = [f"input {show(parent.given[0])}"] if len(parent.given) == 1 else []
     if len(parent.given) > 1:
         steps = [f"inputs {show(parent.given)}"]
     steps += [f"{step} {show(y)}" for step, y in parent.trail if step]
-    return f"\n  trail: {' -> '.join([*steps, name])} ✗"
+    named = [*steps, name] if name else steps
+    return f"\n  trail: {' -> '.join(named)} ✗" if len(named) > 1 else ""

@@ -16,13 +16,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.core
 import jax.extend.core
 
 from axonlike.blame import blame
 from axonlike.errors import ShapeError, nearest
 from axonlike.names import Place, closed
-from axonlike.signature import Signature
+from axonlike.paths import check_name, join
+from axonlike.signature import SPECIAL, Signature
 from axonlike.spec import same, show
 from axonlike.types import Key, Params, PyTree, State
 
@@ -140,7 +140,7 @@ class Frame:
         name: str = "",
     ) -> PyTree:
         """Runs this frame's layer, adding where it stands to any error."""
-        self.given = args
+        self.given = (*args, dict(kwargs)) if kwargs else args
         try:
             recorder = self.run.recorder
             if recorder is not None:
@@ -211,7 +211,7 @@ class Frame:
         """A site of its own below this layer; costs nothing unless something reads it."""
         if self.run.taps is None:
             return value
-        site = f"{self.site}/{name}" if self.site else name
+        site = join(self.site, check_name(name))
         return self.run.taps.visit(site, value, self.taken)
 
     def services(self, sig: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,9 +224,11 @@ class Frame:
                 found[name] = self.run.options[name]
         missing = sorted(sig.needed - found.keys())
         if missing:
+            near = nearest(missing[0], SPECIAL)
+            hint = f" {near}" if near.startswith("Nearest") else ""
             raise TypeError(
                 f"{self.layer.kind}: option {missing[0]!r} was not given. "
-                f"Pass options={{{missing[0]!r}: ...}} to apply."
+                f"Pass options={{{missing[0]!r}: ...}} to apply.{hint}"
             )
         if "state" in sig.services:
             found["state"] = self.state
@@ -334,14 +336,7 @@ def check_state(before: State, after: Any, kind: str) -> State:
 
 def trace_now() -> Any:
     """Which transformation is being traced, to be compared."""
-    return _opaque_trace_state(convention="axonlike")
-
-
-_opaque_trace_state = cast(
-    Any,
-    getattr(jax.extend.core, "get_opaque_trace_state", None)
-    or jax.core.get_opaque_trace_state,  # where it was before jax 0.11
-)
+    return cast(Any, jax.extend.core).get_opaque_trace_state(convention="axonlike")
 
 
 @lru_cache(maxsize=65536)

@@ -87,6 +87,8 @@ class Initializer:
         function: Any = getattr(jax.nn.initializers, self.factory)
         if self.factory not in ("zeros", "ones"):
             function = function(**dict(self.arguments))
+        if "orthogonal" in self.factory and jnp.finfo(dtype).bits < 32:
+            return function(key, tuple(shape), jnp.float32).astype(dtype)  # no half QR
         return function(key, tuple(shape), dtype)
 
     @property
@@ -467,3 +469,22 @@ xavier_uniform = glorot_uniform
 xavier_normal = glorot_normal
 kaiming_uniform = he_uniform
 kaiming_normal = he_normal
+
+
+def check(kind: str, name: str, value: Any) -> None:
+    """Refuses what is no initializer, or is a factory of one that was not called."""
+    if value is None:
+        return
+    if not callable(value):
+        raise TypeError(
+            f"{kind}: {name}: expected an initializer, got {type(value).__name__}. "
+            "Write al.initializers.he_normal(), or a function (key, shape, dtype)."
+        )
+    for home, shown in ((globals(), "al"), (vars(jax.nn.initializers), "jax.nn")):
+        made = shown == "jax.nn" and getattr(value, "__name__", "") in ("zeros", "ones")
+        names = [n for n in __all__[1:] if home.get(n) is value and not made]
+        if names:
+            raise TypeError(
+                f"{kind}: {name}: {names[0]} was not called. "
+                f"Write {shown}.initializers.{names[0]}()."
+            )

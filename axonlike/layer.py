@@ -11,7 +11,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, ParamSpec, cast
 
-from axonlike import text, values
+from axonlike import initializers, text, values
 from axonlike.blame import here, hide
 from axonlike.errors import nearest
 from axonlike.evaluate import Apply, Predict, check_key, recorded
@@ -404,7 +404,12 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
         >>> params["scale"]["scale"]
         Array([2., 2., 2.], dtype=float32)
     """
-    kind = function.__name__
+    if not inspect.isfunction(function):
+        raise TypeError(
+            f"layer: expected a function, got {type(function).__name__}. "
+            "Decorate a def that returns (init, apply)."
+        )
+    kind = function.__name__ if function.__name__.isidentifier() else "fn"
     code = function.__code__
     named = "name" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
@@ -417,6 +422,9 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
         name = given if name is None else name
         config = {k: values.snapshot(v) for k, v in bound.arguments.items()}
         bound.arguments.update(config)
+        for option, value in config.items():
+            if option == "init" or option.endswith("_init"):
+                initializers.check(kind, option, value)
         try:
             made: Any = function(*bound.args, **bound.kwargs)
         except Exception as error:

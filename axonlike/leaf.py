@@ -79,12 +79,18 @@ def _init_inputs(layer: Any, args: Any, kwargs: Any, method: str) -> tuple[Any, 
     if method == "project":
         x = jax.tree.map(first_step, args[0])
         args = (layer.methods["initial_carry"][0](x), x)
-    sig = read(layer.init_function, 1)
+    sig, names = read(layer.init_function, 1), layer.signature.inputs
+    inputs = dict(zip(names, args, strict=False)) | dict(kwargs)
+    for name in names[len(args) :]:  # by position, as they stand in apply
+        if name not in inputs:
+            break
+        args = (*args, inputs[name])
+    rest = {k: v for k, v in kwargs.items() if k not in names[: len(args)]}
     if not sig.variadic:
         args = args[: len(sig.inputs)]
     if not sig.open:
-        kwargs = {k: v for k, v in kwargs.items() if k in sig.inputs}
-    return args, kwargs
+        rest = {k: v for k, v in rest.items() if k in sig.inputs[len(args) :]}
+    return args, rest
 
 
 def first_step(xs: Any) -> Any:

@@ -41,9 +41,18 @@ class Signature(NamedTuple):
                 args = tuple(cast("list[Any]", x))
             elif isinstance(x, dict):
                 args, kwargs = (), cast("dict[str, Any]", x)
+                self._check_inputs(kwargs, where)
         if kwargs or not self.variadic:
             self._check(args, kwargs, where)
         return args, kwargs
+
+    def _check_inputs(self, named: Mapping[str, Any], where: str) -> None:
+        """Data is for inputs alone: it sets no option."""
+        for name in named:
+            if name not in self.inputs and not self.open:
+                raise TypeError(
+                    f"{where}: unknown input {name!r}. {nearest(name, self.inputs)}"
+                )
 
     def _check(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], where: str

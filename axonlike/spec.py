@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -56,7 +58,7 @@ class Spec:
 def spec(
     dims: str | tuple[int | None, ...],
     dtype: Any = jnp.float32,
-    constraints: tuple[str, ...] = (),
+    constraints: str | tuple[str, ...] = (),
 ) -> Spec:
     """A shape written as text, `"b 28 28 1"`, and a dtype.
 
@@ -73,8 +75,10 @@ def spec(
         No array is made. `.shape` holds ints and `jax.export` symbolic dims.
 
     Raises:
-        ValueError: a dim is neither a size nor an expression over names.
-        TypeError: `dims` is neither text nor a tuple of sizes.
+        ValueError: a dim is neither a size nor an expression over names, or a
+            constraint is not a comparison of those.
+        TypeError: `dims` is neither text nor a tuple of sizes, or arrays have no such
+            dtype.
 
     Example:
         >>> import axonlike as al
@@ -90,7 +94,14 @@ def spec(
         )
     parts = dims.split() if isinstance(dims, str) else dims
     parsed = tuple(_dim(part, axis) for axis, part in enumerate(parts))
-    found = Spec(parsed, canonical(dtype), tuple(constraints))
+    facts = (constraints,) if isinstance(constraints, str) else tuple(constraints)
+    try:
+        _scope(facts)
+    except Exception as error:
+        raise ValueError(
+            f"spec: constraints {facts!r} are not facts about sizes, such as ('t<=64',)."
+        ) from error
+    found = Spec(parsed, canonical(dtype), facts)
     try:
         sizes = found.shape
     except Exception as error:
@@ -108,9 +119,18 @@ def _not_sizes(dims: Any) -> ValueError:
 
 def canonical(dtype: Any) -> np.dtype[Any]:
     """The dtype that JAX gives an array declared so (float64 is float32 without x64)."""
-    if jnp.issubdtype(dtype, jax.dtypes.extended):
-        return dtype
-    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    try:
+        if jnp.issubdtype(dtype, jax.dtypes.extended):
+            return dtype
+        found = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+    except TypeError:
+        found = np.dtype(object)
+    if found.kind in "OSUMm":
+        raise TypeError(
+            f"dtype: expected one that arrays have, got {dtype!r}. Write jnp.float32, int "
+            "or 'bfloat16'."
+        )
+    return found
 
 
 def as_spec(x: PyTree, where: str = "input") -> PyTree:
@@ -123,9 +143,9 @@ def as_spec(x: PyTree, where: str = "input") -> PyTree:
     if _is_traced_shape(x):
         raise TypeError(
             f"{where}: expected al.spec(...), got {show(x)}: JAX transforms take a shape "
-            "apart. Write al.spec('b 784')."
+            "apart. Close over it: jax.jit(lambda key: model.init(key, (None, 784)))."
         )
-    leaves, tree = cast(Any, jax.tree.flatten(x, is_leaf=_is_spec))
+    leaves, tree = cast(Any, jax.tree.flatten(x, is_leaf=is_spec))
     drafts = [_draft(leaf, where) for leaf in leaves]
     facts = {
         c for draft in drafts if isinstance(draft, Spec) for c in draft.constraints
@@ -152,6 +172,32 @@ def same(a: Any, b: Any) -> bool:
     return tuple(a.shape) == tuple(b.shape) and a.dtype == b.dtype
 
 
+def size_of(dim: Dim, sizes: Mapping[str, Any]) -> Any:
+    """The size that an expression over names has, for these sizes of the names.
+
+    The text was parsed by `jax.export` before: it holds names, numbers, `+ - *` and the
+    four functions of its grammar, nothing else.
+    """
+    if not isinstance(dim, str):
+        return dim
+    text = dim.replace("^", "**")
+    return eval(text, {"__builtins__": {}}, {**_DIM_FUNCTIONS, **sizes})
+
+
+def names_of(dim: Dim) -> list[str]:
+    """The names in an expression over sizes."""
+    words = re.findall(r"[A-Za-z_]\w*", str(dim))
+    return [word for word in words if word not in _DIM_FUNCTIONS]
+
+
+_DIM_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+    "max": max,
+    "min": min,
+}
+
+
 def is_unknown(dim: Any) -> bool:
     """Whether a size is not known: a symbolic dim."""
     return not isinstance(dim, (int, np.integer))
@@ -173,10 +219,10 @@ def _scope(constraints: tuple[str, ...]) -> SymbolicScope:
 
 
 def _dim(part: Dim | None, axis: int) -> Dim:
-    if part is None or part == "_":
+    if part is None or part in ("_", "None"):
         return f"_{axis}"
-    if isinstance(part, int):
-        return part
+    if not isinstance(part, str):
+        return int(part)
     return int(part) if re.fullmatch(r"\d+", part) else part
 
 
@@ -184,20 +230,38 @@ def _is_shape(x: object) -> bool:
     if type(x) is not tuple or not x:
         return False
     dims = cast("tuple[object, ...]", x)
-    return all(d is None or (isinstance(d, int) and d is not bool(d)) for d in dims)
+    return all(d is None or _is_size(d) for d in dims)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_mistyped(x: object) -> bool:
+    """Whether it is sizes mixed with names or None, in a form that is no shape."""
+    if type(x) not in (tuple, list) or _is_shape(x):
+        return False
+    items = cast("list[object]", x)
+    return any(map(_is_size, items)) and any(d is None or type(d) is str for d in items)
 
 
 def _is_traced_shape(x: Any) -> bool:
     """Whether a JAX transform took a tuple of ints and None for a pytree of ints."""
     items = list(cast("tuple[Any, ...]", x)) if type(x) is tuple else []
     sizes = [n for n in items if n is not None]
-    return 0 < len(sizes) < len(items) and all(
-        isinstance(n, jax.core.Tracer) and n.shape == () for n in sizes
+    return bool(sizes) and all(
+        isinstance(n, jax.core.Tracer)
+        and n.shape == ()
+        and n.weak_type
+        and jnp.issubdtype(n.dtype, jnp.integer)
+        for n in sizes
     )
 
 
-def _is_spec(x: object) -> bool:
-    return isinstance(x, (Spec, jax.ShapeDtypeStruct, str)) or _is_shape(x)
+def is_spec(x: object) -> bool:
+    """Whether it stands for one array by its shape."""
+    known = isinstance(x, (Spec, jax.ShapeDtypeStruct, str)) or _is_shape(x)
+    return known or _is_mistyped(x)
 
 
 def _draft(leaf: Any, where: str) -> Spec | jax.ShapeDtypeStruct:
@@ -211,6 +275,11 @@ def _draft(leaf: Any, where: str) -> Spec | jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, canonical(leaf.dtype))
     if isinstance(leaf, (bool, int, float, complex)):
         return jax.ShapeDtypeStruct((), canonical(type(leaf)))
+    if _is_mistyped(leaf):
+        raise TypeError(
+            f"{where}: expected a shape, got {leaf!r}. Write al.spec('b 784'), or "
+            "(None, 784) with a tuple of ints and None."
+        )
     raise TypeError(
         f"{where}: expected an array, al.spec(...), jax.ShapeDtypeStruct or a shape, "
         f"got {type(leaf).__name__}. Write al.spec('b 784') for an unknown batch."
@@ -221,5 +290,6 @@ def _resolved(
     draft: Spec | jax.ShapeDtypeStruct, constraints: tuple[str, ...]
 ) -> jax.ShapeDtypeStruct:
     if isinstance(draft, Spec):
-        return jax.ShapeDtypeStruct(symbolic(draft.dims, constraints), draft.dtype)
+        shape = symbolic(draft.dims, constraints)
+        return jax.ShapeDtypeStruct(shape, canonical(draft.dtype))
     return draft

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 from axonlike.evaluate import evaluate
 from axonlike.frame import Run, Taps
 from axonlike.layer import Layer
-from axonlike.spec import as_spec, is_unknown, show
+from axonlike.spec import as_spec, is_unknown, names_of, show, size_of
 from axonlike.types import Key, Params, PyTree, State
 
 __all__ = ["check_layer"]
@@ -30,12 +29,6 @@ _TOLERANCE = {"float32": 1e-4, "complex64": 1e-4, "float64": 1e-9, "complex128":
 _FAST_COMPILE = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-}
-_DIM_WORDS: dict[str, Callable[[int, int], int]] = {
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
-    "max": max,
-    "min": min,
 }
 
 
@@ -179,6 +172,14 @@ def _init(s: _Subject) -> None:
     for sizes in s.sizes:
         again = s.layer.init(key, _sized(s.specs, sizes))
         _check_equal("the same weights from the same key", made, again)
+    half = _tree.map(_half, _sized(s.specs, s.sizes[0]))
+    _check_specs(
+        "params of the same dtypes from bfloat16", made, s.layer.init(key, half)
+    )
+    other = s.layer.init(_jax.random.key(1), s.specs)
+    drawn = _draws(_jax.make_jaxpr(partial(_init_of, s))(key).jaxpr, _NUMBERS)
+    if drawn and _same(made, other):
+        raise _BrokenError("other weights from another key", "the same")
     shapes = _jax.eval_shape(partial(_init_of, s), key)
     _check_specs("the shapes that _jax.eval_shape(init) says", shapes, made)
     s.runs = [Run()]
@@ -231,6 +232,19 @@ def _examples(s: _Subject) -> None:
     batch = _jax.jit(_jax.vmap(one, tuple(axes), out_axes))(*arrays)
     wanted = "each example's output to depend on it alone (or mixes_examples=True)"
     _check_close(wanted, batch, _tree.leaves(s.apply(s.runs[0], s.x)[0]))
+    pairs = list(zip(arrays, axes, strict=True))
+    others = [a if axis is None else _others(a, axis) for a, axis in pairs]
+    for run in s.runs if not s.layer.uses_key else s.runs[:1]:
+        if run.train and s.state:
+            continue
+        found = [
+            [
+                jnp.take(part, 0, axis)
+                for part, axis in zip(_tree.leaves(y), out_axes, strict=True)
+            ]
+            for y, _ in (s.apply(run, s.x), s.apply(run, _tree.unflatten(tree, others)))
+        ]
+        _check_equal(wanted, *found)
 
 
 def _gradients(s: _Subject) -> None:
@@ -267,6 +281,9 @@ def _randomness(s: _Subject) -> None:
             )
         again = s.apply(run, s.x)
         _check_equal("the same output from the same inputs and key", eager, again)
+        drawn = s.layer.uses_key and _draws(s.traced(run).jaxpr, _NUMBERS)
+        if drawn and run.key is not None:
+            _check_draws(s, run, eager)
     if s.layer.uses_key and not s.draws_in_inference:
         keyed = s.apply(Run(s.key), s.x)
         wanted = (
@@ -275,15 +292,27 @@ def _randomness(s: _Subject) -> None:
         _check_equal(wanted, s.eager[0], keyed)
 
 
+def _check_draws(s: _Subject, run: Run, eager: Any) -> None:
+    """What draws, draws with its key: another gives another output, none an error."""
+    if _same(eager, s.apply(run._replace(key=_jax.random.key(6)), s.x)):
+        raise _BrokenError("another output from another key", "the same")
+    try:
+        s.apply(run._replace(key=None), s.x)
+    except Exception:
+        return
+    raise _BrokenError("an error in training without a key", "an output")
+
+
 def _dtypes(s: _Subject) -> None:
     floats = any(map(_is_float, jax.tree.leaves(s.x)))
     for run, eager in zip(s.runs if floats else [], s.eager, strict=False):
-        _check_dtype(s, run, jnp.bfloat16)
+        if s.keeps_dtype:
+            _check_dtype(s, run, jnp.bfloat16)
         with jax.enable_x64(True):
             y = _check_dtype(s, run, jnp.float64)
             if run.key is None and s.keeps_dtype:
-                single = jax.tree.map(_to(jnp.float64), eager[0])
-                _check_close("what float32 gives", single, y, 1e-3)
+                single, double = _tree.map(_widest, (eager[0], y))
+                _check_close("what float32 gives", single, double, 1e-3)
 
 
 def _check_dtype(s: _Subject, run: Run, dtype: Any) -> PyTree:
@@ -305,7 +334,7 @@ def _capture(s: _Subject) -> None:
             outside = isinstance(a, jax.Array) or np.shares_memory(
                 np.asarray(a), np.asarray(b)
             )
-            if a.size > 1 and outside:
+            if (a.size > 1 or isinstance(a, jax.Array)) and outside:
                 raise _BrokenError(
                     "no array from outside of apply (return it from init, or make it "
                     "in apply)",
@@ -363,8 +392,7 @@ def _sizes(specs: PyTree) -> list[dict[str, int]]:
     """Two choices for the unknown sizes: small ones, all different."""
     shapes = [leaf.shape for leaf in _tree.leaves(specs)]
     dims = [str(dim) for shape in shapes for dim in shape if is_unknown(dim)]
-    words = [w for dim in dims for w in re.findall(r"[A-Za-z_]\w*", dim)]
-    names = [name for name in dict.fromkeys(words) if name not in _DIM_WORDS]
+    names = list(dict.fromkeys(name for dim in dims for name in names_of(dim)))
     if not names:
         return [{}]
     rest = names[1:]
@@ -378,18 +406,15 @@ def _sized(specs: PyTree, sizes: Mapping[str, int]) -> PyTree:
     """Specs with numbers for unknown sizes."""
 
     def one(spec: Any) -> Any:
-        shape = tuple(_size(dim, sizes) for dim in spec.shape)
+        shape = tuple(_known_size(dim, sizes) for dim in spec.shape)
         return jax.ShapeDtypeStruct(shape, spec.dtype)
 
     return _tree.map(one, specs)
 
 
-def _size(dim: Any, sizes: Mapping[str, int]) -> int:
+def _known_size(dim: Any, sizes: Mapping[str, int]) -> int:
     """The value of a symbolic dim, from its text: JAX documents no other way."""
-    if not is_unknown(dim):
-        return int(dim)
-    text = str(dim).replace("^", "**")
-    return int(eval(text, {"__builtins__": {}}, {**_DIM_WORDS, **sizes}))
+    return int(size_of(str(dim), sizes) if is_unknown(dim) else dim)
 
 
 def _values(rng: np.random.Generator, specs: PyTree) -> PyTree:
@@ -413,6 +438,33 @@ def _axes(specs: list[Any], dim: Any) -> list[int | None]:
 
 def _itself(leaf: Any) -> Any:
     return leaf
+
+
+def _half(spec: Any) -> Any:
+    dtype = jnp.bfloat16 if _is_float(spec) else spec.dtype
+    return jax.ShapeDtypeStruct(spec.shape, dtype)
+
+
+def _widest(array: Any) -> Any:
+    """In 64 bits: whole numbers too, whose width JAX lets depend on that of floats."""
+    if _is_float(array):
+        return jnp.asarray(array, jnp.float64)
+    integer = jnp.issubdtype(array.dtype, jnp.integer)
+    return jnp.asarray(array, jnp.int64) if integer else array
+
+
+def _others(array: Any, axis: int) -> Any:
+    """The first example as it is, the others exchanged for what they are not."""
+    first = jnp.take(array, jnp.array([0]), axis)
+    rest = jnp.take(array, jnp.arange(array.shape[axis])[:0:-1], axis)
+    if _is_float(array):
+        rest = rest + jnp.ones((), rest.dtype)
+    return jnp.concatenate([first, rest], axis)
+
+
+def _same(a: PyTree, b: PyTree) -> bool:
+    pairs = zip(*map(_tree.leaves, (a, b)), strict=True)
+    return all(bool(jnp.array_equal(x, y)) for x, y in pairs)
 
 
 def _is_float(array: Any) -> bool:
@@ -515,17 +567,19 @@ def _check_close(
 
 def _near(a: Any, b: Any, tolerance: float) -> bool:
     if not tolerance or not a.size:
-        return np.array_equal(a, b)
-    scale = max(1e-2, float(np.max(np.abs(a))))
+        return np.array_equal(
+            a, b, equal_nan=bool(jnp.issubdtype(a.dtype, jnp.inexact))
+        )
+    scale = max(1e-2, float(np.max(np.nan_to_num(np.abs(a), posinf=0.0))))
     return bool(np.all(_distance(a, b) <= tolerance * scale))
 
 
 def _distance(a: Any, b: Any) -> Any:
-    """How far apart, elementwise; equal infinities are not, NaNs always are."""
+    """How far apart, elementwise; equal infinities are not, nor two NaNs."""
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
     a, b = a.astype(wide), b.astype(wide)
     with np.errstate(invalid="ignore"):
-        return np.abs(np.where(a == b, 0, a - b))
+        return np.abs(np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, a - b))
 
 
 # --- jaxprs
@@ -547,11 +601,17 @@ def _below(jaxpr: Any) -> Iterator[Any]:
                     yield item
 
 
-def _draws(jaxpr: Any) -> bool:
-    words = ("random_", "threefry", "rng_")
+def _draws(
+    jaxpr: Any, words: tuple[str, ...] = ("random_", "threefry", "rng_")
+) -> bool:
+    """Whether a computation handles keys, or with other words draws numbers from them."""
     if any(equation.primitive.name.startswith(words) for equation in jaxpr.eqns):
         return True
-    return any(_draws(getattr(inner, "jaxpr", inner)) for inner in _below(jaxpr))
+    below = (getattr(inner, "jaxpr", inner) for inner in _below(jaxpr))
+    return any(_draws(inner, words) for inner in below)
+
+
+_NUMBERS = ("random_bits", "random_gamma", "rng_")
 
 
 def _consts(jaxpr: Any) -> Iterator[Any]:

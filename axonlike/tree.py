@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from axonlike.errors import PathError
 from axonlike.frame import Frame
@@ -12,6 +12,7 @@ from axonlike.names import Place, walk
 from axonlike.paths import matches
 from axonlike.text import arguments
 from axonlike.types import PyTree
+from axonlike.values import remade
 
 Where = str | Callable[[str, Layer], bool] | Iterable[Any] | None
 
@@ -75,19 +76,16 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
     """The same factory called with other children in place of some."""
     if all(layer.children[slot] is new for slot, new in swaps.items()):
         return layer
-    pending = {slot: child for slot, child in layer.children.items() if slot in swaps}
+    pending = dict(layer.children)  # all of them: one layer may stand at several slots
 
     def swap(value: Any) -> Any:
         if isinstance(value, Layer):
             slot = next((s for s, c in pending.items() if c is value), None)
-            return value if slot is None else (pending.pop(slot), swaps[slot])[1]
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(swap, cast("tuple[Any, ...]", value)))
-        if isinstance(value, (tuple, list)):
-            return type(cast(Any, value))(map(swap, cast("list[Any]", value)))
-        if isinstance(value, dict):
-            return {k: swap(v) for k, v in cast("dict[str, Any]", value).items()}
-        return value
+            if slot is None:
+                return value
+            del pending[slot]
+            return swaps.get(slot, value)
+        return remade(swap, value)
 
     args, kwargs = arguments(layer)
     return layer.factory(*swap(args), **swap(kwargs)).named(layer.name)

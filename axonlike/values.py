@@ -108,7 +108,8 @@ def _parts(value: Any, name_of: Callable[[Any], Any]) -> tuple[Any, ...]:
     if isinstance(value, types.MethodType):
         return (token(value.__self__, name_of), name_of(value.__func__))
     if isinstance(value, (slice, range)):
-        return (value.start, value.stop, value.step)
+        bounds = cast(Any, value)
+        return (bounds.start, bounds.stop, bounds.step)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [f.name for f in dataclasses.fields(value)]
         held = {n: getattr(value, n) for n in names} | getattr(value, "__dict__", {})
@@ -136,15 +137,23 @@ def _compares(value: Any) -> bool:
 
 def snapshot(value: Any) -> Any:
     """The value as it is now: what could be changed in place is copied."""
-    if type(value) is list:
-        return [snapshot(v) for v in cast("list[Any]", value)]
-    if type(value) is tuple:
-        return tuple(snapshot(v) for v in cast("tuple[Any, ...]", value))
-    if type(value) is dict:
-        return {k: snapshot(v) for k, v in cast("dict[Any, Any]", value).items()}
-    if type(value) is set:
-        return set(cast("set[Any]", value))
-    return value.copy() if isinstance(value, np.ndarray) else value
+    if isinstance(value, set):
+        return cast(Any, value).copy()
+    if isinstance(value, np.ndarray):
+        return np.array(cast(Any, value))
+    return remade(snapshot, value)
+
+
+def remade(change: Callable[[Any], Any], value: Any) -> Any:
+    """A list, tuple, named tuple or dict with other items; anything else as it is."""
+    make = cast("Callable[..., Any]", type(value))
+    if make is list or make is tuple:
+        return make([change(item) for item in value])
+    if isinstance(value, tuple) and hasattr(make, "_fields"):
+        return make(*(change(item) for item in cast("tuple[Any, ...]", value)))
+    if make is dict:
+        return {k: change(v) for k, v in cast("dict[Any, Any]", value).items()}
+    return cast(Any, value)
 
 
 def holds_arrays(value: Any) -> bool:
@@ -203,39 +212,41 @@ def digest(tokens: Any) -> int:
 
 def source(value: Any) -> str:
     """Python source for a value: evaluates wherever every function in it has a name."""
-    if isinstance(value, float) and repr(value) in ("nan", "inf", "-inf"):
-        return f"float({repr(value)!r})"
     if type(value) is tuple:
         inner = ", ".join(map(source, cast("list[Any]", value)))
         return f"({inner},)" if len(cast("list[Any]", value)) == 1 else f"({inner})"
     if type(value) is list:
         return f"[{', '.join(map(source, cast('list[Any]', value)))}]"
     if type(value) is dict:
-        items = (
-            f"{source(k)}: {source(v)}"
-            for k, v in cast("dict[Any, Any]", value).items()
-        )
-        return "{" + ", ".join(items) + "}"
-    if isinstance(value, np.dtype):
-        return f"jax.numpy.dtype({value.name!r})"
-    if isinstance(value, enum.Enum):
-        return f"{_class_source(type(value))}.{value.name}"
-    if type(value) is np.ndarray or is_jax_array(value):
-        home = "numpy" if type(value) is np.ndarray else "jax.numpy"
-        array: Any = np.asarray(value)
-        return f"{home}.array({array.tolist()!r}, dtype={array.dtype.name!r})"
+        pairs = cast("dict[Any, Any]", value).items()
+        return "{" + ", ".join(f"{source(k)}: {source(v)}" for k, v in pairs) + "}"
     if isinstance(value, functools.partial):
         keywords = (f"{k}={source(v)}" for k, v in value.keywords.items())
         inner = ", ".join([source(value.func), *map(source, value.args), *keywords])
         return f"functools.partial({inner})"
+    if hasattr(cast(Any, type(value)), "__axonlike_token__"):
+        return repr(value)
+    if callable(value):
+        return _function_source(value)
+    return _value_source(value)
+
+
+def _value_source(value: Any) -> str:
+    """Source for what is neither a container nor a function."""
+    if isinstance(value, float) and repr(value) in ("nan", "inf", "-inf"):
+        return f"float({repr(value)!r})"
+    if isinstance(value, np.dtype):
+        return f"jax.numpy.dtype({cast(Any, value).name!r})"
+    if isinstance(value, enum.Enum):
+        return f"{_class_source(type(value))}.{value.name}"
+    if isinstance(value, np.ndarray) or is_jax_array(value):
+        home = "numpy" if isinstance(value, np.ndarray) else "jax.numpy"
+        array: Any = np.asarray(cast(Any, value))
+        return f"{home}.array({array.tolist()!r}, dtype={array.dtype.name!r})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value) if f.init]
         inner = ", ".join(f"{name}={source(getattr(value, name))}" for name in fields)
-        if not hasattr(type(value), "__axonlike_token__"):
-            name = import_name(value)
-            return public(name) if name else f"{_class_source(type(value))}({inner})"
-    if callable(value) and not hasattr(type(value), "__axonlike_token__"):
-        return _function_source(value)
+        return f"{_class_source(type(value))}({inner})"
     return repr(value)
 
 
@@ -338,12 +349,8 @@ def imported(name: str) -> Any:
 
 def picklable(value: Any) -> Any:
     """A config value with its functions by name."""
-    if type(value) in (tuple, list):
-        return type(cast(Any, value))(map(picklable, cast("list[Any]", value)))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(picklable, cast("tuple[Any, ...]", value)))
-    if type(value) is dict:
-        return {k: picklable(v) for k, v in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, (tuple, list, dict)):
+        return remade(picklable, value)
     if type(value) is functools.partial:
         words = {k: picklable(v) for k, v in value.keywords.items()}
         return Partial(picklable(value.func), picklable(value.args), words)

@@ -237,7 +237,9 @@ def scan(
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         xs, carry = _sequence(args, kwargs)
         xs = jax.tree.map(partial(_time_first, axis=axis), xs)
-        if carry is None:
+        if carry is not None:
+            _check_carry(frame, carry, xs)
+        else:
             carry = frame.call(
                 "f", (jax.tree.map(first_step, xs),), {}, "initial_carry"
             )
@@ -264,6 +266,16 @@ def scan(
         return (ys, last) if return_carry else ys
 
     return wrapper(cell, run)
+
+
+def _check_carry(frame: Frame, carry: Any, xs: Any) -> None:
+    """Refuses a carry from outside of another spec than the cell's own."""
+    own = frame.call("f", (jax.tree.map(first_step, xs),), {}, "initial_carry")
+    if not _specs_equal(carry, own):
+        raise ShapeError(
+            "scan", f"initial_carry {show(own)}", show(carry),
+            "Its batch and width are those of the sequence and the cell.",
+        )  # fmt: skip
 
 
 def _methods(cell: Layer) -> Mapping[str, Any] | None:

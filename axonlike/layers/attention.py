@@ -18,7 +18,7 @@ from axonlike.layers.checks import array, exactly, positive, wide, within
 from axonlike.layers.dropout import dropout
 from axonlike.layers.linear import affine, affine_params
 from axonlike.spec import show
-from axonlike.types import Array, Key, Params
+from axonlike.types import Array, Key, Params, to_dtype
 
 _RANK = "(batch, time, features)"
 
@@ -92,7 +92,9 @@ def attention(
     sizes = {"qkv_features": qkv_features, "out_features": out_features}
     given = {key: size for key, size in sizes.items() if size is not None}
     positive("attention", num_heads=num_heads, **given)
-    within("attention", "dropout_rate", dropout_rate, low=0, high=1, text="in [0, 1)")
+    dropout_rate = within(
+        "attention", "dropout_rate", dropout_rate, low=0, high=1, text="in [0, 1)"
+    )
     if qkv_features is not None and qkv_features % num_heads:
         raise ValueError(
             f"attention: qkv_features must be a multiple of num_heads {num_heads}, "
@@ -109,6 +111,7 @@ def attention(
     ) -> Array:
         query, source, mask = _inputs(query, keys_values, mask)
         _check_inputs(query, source)
+        source = to_dtype(source, query.dtype)
         _check_heads(query, num_heads, qkv_features)
         q, k, v = (
             _split(project(x, query), num_heads)
@@ -118,7 +121,7 @@ def attention(
                 (sub.value, source),
             )
         )
-        weights = _weights(q, k, _mask(q, k, mask, causal), precision)
+        weights = _weights(q, k, _mask(q, k, mask), causal, precision)
         weights = emit("weights", weights)
         if dropout_rate > 0:
             weights = sub.dropout(weights)
@@ -190,6 +193,14 @@ def projection(
 
 def _inputs(query: Any, keys_values: Any, mask: Any) -> tuple[Any, Any, Any]:
     """Query, source and mask, out of one tuple or dict where they came so."""
+    if isinstance(query, dict):
+        named = cast("dict[str, Any]", query)
+        if "query" not in named or named.keys() - {"query", "keys_values", "mask"}:
+            expected = "a dict with 'query', and 'keys_values' and 'mask' or not"
+            raise ShapeError("attention", expected, show(query), "Rename its items.")
+        return _inputs(
+            (named["query"], named.get("keys_values"), named.get("mask")), None, None
+        )
     if isinstance(query, (tuple, list)):
         items = tuple(cast("list[Any]", query))
         if not 1 <= len(items) <= 3:
@@ -221,7 +232,9 @@ def _split(x: Array, num_heads: int) -> Array:
     return jnp.reshape(x, (*x.shape[:2], num_heads, x.shape[-1] // num_heads))
 
 
-def _weights(q: Array, k: Array, mask: Array | None, precision: Any) -> Array:
+def _weights(
+    q: Array, k: Array, mask: Array | None, causal: bool, precision: Any
+) -> Array:
     """Softmax over the source: `(batch, heads, time, source)`."""
     dtype = wide(q.dtype)
     logits = jnp.einsum(
@@ -231,19 +244,20 @@ def _weights(q: Array, k: Array, mask: Array | None, precision: Any) -> Array:
         precision=precision,
         preferred_element_type=dtype,
     )
-    if mask is not None:
-        logits = jnp.where(mask, logits, jnp.asarray(jnp.finfo(dtype).min, dtype))
+    lowest = float(cast(Any, jnp.finfo(dtype)).min)
+    if mask is not None:  # a query that may attend to nothing still sees nothing later
+        shut = lowest / 2 if causal else lowest
+        logits = jnp.where(mask, logits, jnp.asarray(shut, dtype))
+    if causal:
+        before = _before(logits.shape)
+        logits = jnp.where(before, logits, jnp.asarray(lowest, dtype))
     return jax.nn.softmax(logits, -1).astype(q.dtype)
 
 
-def _mask(q: Array, k: Array, mask: Any, causal: bool) -> Array | None:
+def _mask(q: Array, k: Array, mask: Any) -> Array | None:
     """Where a query may attend, for all heads; None where everywhere."""
     shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
-    allowed = None if mask is None else _full_mask(mask, shape)
-    if not causal:
-        return allowed
-    before = _before(shape)
-    return before if allowed is None else allowed & before
+    return None if mask is None else _full_mask(mask, shape)
 
 
 def _before(shape: tuple[Any, ...]) -> Array:

@@ -12,6 +12,9 @@ import numpy as np
 from axonlike.errors import ShapeError
 from axonlike.spec import show
 
+_COMPLEX = frozenset(("avg_pool", "conv", "dense", "dropout", "global_avg_pool"))
+"""The layers whose formula holds for complex numbers as it does for real ones."""
+
 
 def is_int(value: object) -> bool:
     """Whether a value is a whole number; a bool is not."""
@@ -27,16 +30,17 @@ def positive(kind: str, **options: Any) -> None:
 
 def within(
     kind: str, name: str, value: Any, *, low: float, high: float, text: str
-) -> None:
-    """Refuses an option that is not a number in `[low, high)`; `text` says so."""
+) -> float:
+    """An option as a Python float, which widens no dtype; `[low, high)`, as `text` says."""
     number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
     if not number or not low <= value < high:
         raise ValueError(f"{kind}: {name} must be {text}, got {value!r}.")
+    return float(cast(Any, value))
 
 
-def epsilon_of(kind: str, value: Any) -> None:
-    """Refuses an epsilon that is not a number from 0 on."""
-    within(kind, "epsilon", value, low=0, high=inf, text="a number from 0 on")
+def epsilon_of(kind: str, value: Any) -> float:
+    """An epsilon as a Python float, from 0 on."""
+    return within(kind, "epsilon", value, low=0, high=inf, text="a number from 0 on")
 
 
 def array(kind: str, x: Any, expected: str, *, floating: bool = True) -> None:
@@ -44,7 +48,8 @@ def array(kind: str, x: Any, expected: str, *, floating: bool = True) -> None:
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         hint = "Pick one item: pick(0) or on_item(0, ...)."
         raise ShapeError(kind, f"one array {expected}", show(x), hint)
-    if floating and not jnp.issubdtype(x.dtype, jnp.inexact):
+    numbers = jnp.inexact if kind in _COMPLEX else jnp.floating
+    if floating and not jnp.issubdtype(x.dtype, numbers):
         hint = "Convert it with x.astype(jnp.float32), or embed ids with embedding()."
         raise ShapeError(kind, f"a floating-point {expected}", show(x), hint)
 
@@ -65,6 +70,18 @@ def exactly(
     array(kind, x, expected, floating=floating)
     if x.ndim != ndim:
         raise ShapeError(kind, expected, show(x), hint)
+
+
+def some(kind: str, x: Any) -> None:
+    """Refuses an input without features, for which no weight could be drawn."""
+    width = x.shape[-1]
+    if is_int(width) and width == 0:
+        raise ShapeError(
+            kind,
+            "a last axis of at least 1",
+            show(x),
+            "Leave the layer out, or the axis.",
+        )
 
 
 def last_axis(kind: str, x: Any, width: int) -> None:

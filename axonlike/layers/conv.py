@@ -10,7 +10,7 @@ from jax import lax
 from axonlike.errors import ShapeError
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
-from axonlike.layers.checks import ints, last_axis, positive
+from axonlike.layers.checks import ints, last_axis, positive, some
 from axonlike.layers.linear import add_bias, affine_params
 from axonlike.layers.windows import (
     Padding,
@@ -115,6 +115,7 @@ def conv(
 
     def init(key: Key, x: Any) -> Params:
         check_rank("conv", x, kernel_size)
+        some("conv", x)
         channels = x.shape[-1]
         if groups > 1 and channels % groups != 0:
             raise ShapeError(

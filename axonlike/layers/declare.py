@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from axonlike.errors import ShapeError
 from axonlike.initializers import Initializer, zeros
 from axonlike.layer import layer
-from axonlike.spec import Spec, canonical, is_unknown, show
+from axonlike.layers.checks import is_int
+from axonlike.spec import Spec, canonical, is_spec, is_unknown, names_of, show, size_of
 from axonlike.spec import spec as parse
 from axonlike.types import Array, Key, Params, PyTree
 
@@ -23,7 +24,8 @@ def input(spec: PyTree, dtype: Any = None, *, name: str | None = None) -> Any:
     A name stands for one size within one call; sizes must be equal.
 
     Args:
-        spec: text as for `spec`, or a tuple, list or dict of those for several inputs.
+        spec: text as for `spec`, a tuple of ints and None, a `Spec` or a
+            `jax.ShapeDtypeStruct`; or a tuple, list or dict of those for several inputs.
         dtype: of the input; None takes any (a `Spec` in `spec` brings its own).
 
     Shapes:
@@ -31,6 +33,7 @@ def input(spec: PyTree, dtype: Any = None, *, name: str | None = None) -> Any:
 
     Raises:
         ShapeError: the input has other axes, sizes, dtype or structure.
+        TypeError: what is declared is no shape.
 
     Example:
         >>> import axonlike as al
@@ -41,7 +44,7 @@ def input(spec: PyTree, dtype: Any = None, *, name: str | None = None) -> Any:
         Traceback (most recent call last):
         axonlike.errors.ShapeError: input: expected [b, 784], got float32[_0, 28, 28]. ...
     """
-    specs, tree = cast(Any, jax.tree.flatten(spec, is_leaf=_is_spec))
+    specs, tree = cast(Any, jax.tree.flatten(spec, is_leaf=is_spec))
     leaves = [_declared(item, dtype) for item in specs]
 
     def apply(params: Params, x: PyTree) -> PyTree:
@@ -51,7 +54,8 @@ def input(spec: PyTree, dtype: Any = None, *, name: str | None = None) -> Any:
             )
             raise ShapeError("input", str(wanted), show(x), "Pass what was declared.")
         sizes: dict[str, Any] = {}
-        for leaf, array in zip(leaves, jax.tree.leaves(x), strict=True):
+        pairs = list(zip(leaves, jax.tree.leaves(x), strict=True))
+        for leaf, array in [*pairs, *pairs]:  # again, once every name is bound
             _enforce(leaf[0], leaf[1], array, sizes)
         return x
 
@@ -62,14 +66,17 @@ Declared = tuple[tuple[Any, ...], Any]
 
 
 def _declared(spec: Any, dtype: Any) -> Declared:
-    given = parse(spec) if isinstance(spec, str) else spec
-    if isinstance(spec, str):
-        return given.dims, None if dtype is None else canonical(dtype)
-    return given.dims, given.dtype
-
-
-def _is_spec(x: Any) -> bool:
-    return isinstance(x, (str, Spec))
+    """Sizes and dtype; a `Spec` or a `jax.ShapeDtypeStruct` brings its own dtype."""
+    if isinstance(spec, Spec):
+        return spec.dims, spec.dtype
+    if isinstance(spec, jax.ShapeDtypeStruct):
+        return tuple(n if is_int(n) else str(n) for n in spec.shape), spec.dtype
+    if not (isinstance(spec, str) or is_spec(spec)):
+        raise TypeError(
+            f"input: expected text such as 'b 784', al.spec(...) or a tuple of ints and "
+            f"None, got {type(spec).__name__}. Several go in a tuple, list or dict."
+        )
+    return parse(spec).dims, None if dtype is None else canonical(dtype)
 
 
 def _text(dims: tuple[Any, ...], dtype: Any) -> str:
@@ -86,9 +93,15 @@ def _enforce(
             fits = fits and not is_unknown(size) and size == dim
         elif dim.isidentifier() and not dim.startswith("_"):
             fits = fits and sizes.setdefault(dim, size) == size
+    for dim, size in zip(dims, x.shape, strict=False):
+        computed = not isinstance(dim, int) and not dim.isidentifier()
+        if fits and computed and all(name in sizes for name in names_of(dim)):
+            fits = size_of(dim, sizes) == size
     if not fits:
         bound = ", ".join(
-            f"{k} = {v}" for k, v in sizes.items() if k in dims and str(v) != k
+            f"{k} = {v}"
+            for k, v in sizes.items()
+            if any(k in names_of(dim) for dim in dims) and str(v) != k
         )
         hint = "Reshape it, or declare what comes in."
         raise ShapeError(

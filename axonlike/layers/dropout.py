@@ -51,7 +51,7 @@ def dropout(
         Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from
         Overfitting", JMLR 2014.
     """
-    within("dropout", "rate", rate, low=0, high=1, text="in [0, 1)")
+    rate = within("dropout", "rate", rate, low=0, high=1, text="in [0, 1)")
     shared = tuple(broadcast_dims)
     if not all(map(is_int, shared)):
         raise ValueError(
@@ -59,7 +59,7 @@ def dropout(
         )
 
     def check(x: Any) -> None:
-        array("dropout", x, "array")
+        array("dropout", x, "(...)")
         if any(not -x.ndim <= axis < x.ndim for axis in shared):
             expected = f"an array with the axes {shared}"
             raise ShapeError("dropout", expected, show(x), "Check broadcast_dims=.")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
-from axonlike.layers.checks import at_least, positive
+from axonlike.layers.checks import at_least, positive, some
 from axonlike.types import Array, Key, Params, to_dtype
 
 
@@ -56,6 +56,7 @@ def dense(
 
     def init(key: Key, x: Any) -> Params:
         _check(x)
+        some("dense", x)
         shape = (x.shape[-1], features)
         return affine_params(
             key,

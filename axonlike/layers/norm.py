@@ -54,7 +54,8 @@ def batch_norm(
         use_scale: whether there is a learned scale.
         bias_init: initializer of the bias.
         scale_init: initializer of the scale.
-        param_dtype: dtype in which params and statistics are stored.
+        param_dtype: dtype in which params are stored; the statistics are in float32 at
+            least, or they would stand still.
         name: the layer's name among its siblings.
 
     Shapes:
@@ -81,8 +82,10 @@ def batch_norm(
     References:
         Ioffe and Szegedy, "Batch Normalization", ICML 2015.
     """
-    within("batch_norm", "momentum", momentum, low=0, high=1 + 1e-12, text="in [0, 1]")
-    epsilon_of("batch_norm", epsilon)
+    momentum = within(
+        "batch_norm", "momentum", momentum, low=0, high=1 + 1e-12, text="in [0, 1]"
+    )
+    epsilon = epsilon_of("batch_norm", epsilon)
     inits = _wanted(scale_init, use_scale, bias_init, use_bias)
 
     def init(key: Key, x: Any) -> tuple[Params, State]:
@@ -90,8 +93,8 @@ def batch_norm(
         params = _scale_and_bias(key, x, inits, param_dtype)
         shape = (x.shape[-1],)
         return params, {
-            "mean": jnp.zeros(shape, param_dtype),
-            "var": jnp.ones(shape, param_dtype),
+            "mean": jnp.zeros(shape, wide(param_dtype)),
+            "var": jnp.ones(shape, wide(param_dtype)),
         }
 
     def apply(
@@ -174,7 +177,7 @@ def layer_norm(
     References:
         Ba, Kiros and Hinton, "Layer Normalization", 2016. https://arxiv.org/abs/1607.06450
     """
-    epsilon_of("layer_norm", epsilon)
+    epsilon = epsilon_of("layer_norm", epsilon)
     inits = _wanted(scale_init, use_scale, bias_init, use_bias)
 
     def init(key: Key, x: Any) -> Params:
@@ -236,7 +239,7 @@ def group_norm(
         Wu and He, "Group Normalization", ECCV 2018.
     """
     positive("group_norm", num_groups=num_groups)
-    epsilon_of("group_norm", epsilon)
+    epsilon = epsilon_of("group_norm", epsilon)
     inits = _wanted(scale_init, use_scale, bias_init, use_bias)
 
     def init(key: Key, x: Any) -> Params:
@@ -295,7 +298,7 @@ def rms_norm(
     References:
         Zhang and Sennrich, "Root Mean Square Layer Normalization", NeurIPS 2019.
     """
-    epsilon_of("rms_norm", epsilon)
+    epsilon = epsilon_of("rms_norm", epsilon)
     inits = _wanted(scale_init, use_scale, None, False)
 
     def init(key: Key, x: Any) -> Params:

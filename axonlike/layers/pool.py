@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -288,8 +288,9 @@ def _first_max(a: Any, b: Any) -> Any:
 def _lowest(dtype: Any) -> Any:
     """What no value is below."""
     if jnp.issubdtype(dtype, jnp.inexact):
-        return -np.inf
-    return False if dtype == np.bool_ else np.iinfo(dtype).min
+        infinite = np.isinf(np.asarray(-np.inf).astype(dtype))  # some fp8 have none
+        return -np.inf if infinite else float(cast(Any, jnp.finfo(dtype)).min)
+    return False if dtype == np.bool_ else int(jnp.iinfo(dtype).min)
 
 
 def _expand(y: Array, count: int) -> Array:

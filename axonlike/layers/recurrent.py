@@ -16,7 +16,10 @@ from axonlike.layers.linear import affine
 from axonlike.types import Array, Key, Params, to_dtype
 
 _STEP = "(batch, n)"
-_HINT = "A cell takes one time step; over sequences use lstm, gru or scan(cell)."
+_HINT = (
+    "A cell takes one time step; over sequences (batch, time, n) use lstm, gru or "
+    "scan(cell)."
+)
 
 
 @layer

@@ -87,6 +87,9 @@ def pads_of(
     pads = _pads(kind, x, padding, window, strides)
     for size, extent, (low, high) in zip(sizes, window, pads, strict=True):
         known = not any(map(is_unknown, (size, low, high)))
+        if known and size == 0 and padding != "VALID":
+            hint = "There is nothing to slide over."
+            raise ShapeError(kind, "spatial axes of at least 1", show(x), hint)
         if known and size + low + high < extent:
             raise ShapeError(
                 kind,
