@@ -86,10 +86,8 @@ def _inputs(args: tuple[Any, ...]) -> str:
 
 
 def _trail(frame: Any, parent: Any, name: str) -> str:
-    if frame.trail:  # its children ran: what failed is what it does with them
+    if parent is None or not name:  # its own, if what failed is what it did with those
         parent, name = frame, ""
-    if parent is None or not (name or frame.trail):
-        return ""
     steps = [f"input {show(parent.given[0])}"] if len(parent.given) == 1 else []
     if len(parent.given) > 1:
         steps = [f"inputs {show(parent.given)}"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -224,8 +225,8 @@ class Frame:
                 found[name] = self.run.options[name]
         missing = sorted(sig.needed - found.keys())
         if missing:
-            near = nearest(missing[0], SPECIAL)
-            hint = f" {near}" if near.startswith("Nearest") else ""
+            near = get_close_matches(missing[0], SPECIAL, 1, 0.65)
+            hint = f" Or was {near[0]!r} meant?" if near else ""
             raise TypeError(
                 f"{self.layer.kind}: option {missing[0]!r} was not given. "
                 f"Pass options={{{missing[0]!r}: ...}} to apply.{hint}"

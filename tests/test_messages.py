@@ -972,6 +972,7 @@ def params_that_are_missing(go):
     """
 TypeError: params or state: expected a dict at 'head', got float32[8, 3]. Pass the trees that init returned.
   in the model: serial(...) on float32[2, 5]                          ({here})
+  trail: input float32[2, 5] -> hidden float32[2, 8] ✗
 """
 )
 def array_where_a_dict_belongs(go):

@@ -237,6 +237,8 @@ def _weights(
 ) -> Array:
     """Softmax over the source: `(batch, heads, time, source)`."""
     dtype = wide(q.dtype)
+    shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+    before = _before(shape) if causal else None
     logits = jnp.einsum(
         "bthd,bshd->bhts",
         q * (q.shape[-1] ** -0.5),
@@ -248,8 +250,7 @@ def _weights(
     if mask is not None:  # a query that may attend to nothing still sees nothing later
         shut = lowest / 2 if causal else lowest
         logits = jnp.where(mask, logits, jnp.asarray(shut, dtype))
-    if causal:
-        before = _before(logits.shape)
+    if before is not None:
         logits = jnp.where(before, logits, jnp.asarray(lowest, dtype))
     return jax.nn.softmax(logits, -1).astype(q.dtype)
 

@@ -47,7 +47,8 @@ def array(kind: str, x: Any, expected: str, *, floating: bool = True) -> None:
     """Refuses inputs that are not one array, or not of a floating-point dtype."""
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         hint = "Pick one item: pick(0) or on_item(0, ...)."
-        raise ShapeError(kind, f"one array {expected}", show(x), hint)
+        one = expected if expected.startswith("array") else f"array {expected}"
+        raise ShapeError(kind, f"one {one}", show(x), hint)
     numbers = jnp.inexact if kind in _COMPLEX else jnp.floating
     if floating and not jnp.issubdtype(x.dtype, numbers):
         hint = "Convert it with x.astype(jnp.float32), or embed ids with embedding()."

@@ -59,7 +59,7 @@ def dropout(
         )
 
     def check(x: Any) -> None:
-        array("dropout", x, "(...)")
+        array("dropout", x, "array")
         if any(not -x.ndim <= axis < x.ndim for axis in shared):
             expected = f"an array with the axes {shared}"
             raise ShapeError("dropout", expected, show(x), "Check broadcast_dims=.")

@@ -68,7 +68,7 @@ def embedding(
         )
 
     def _check(x: Any) -> None:
-        array("embedding", x, "(...) of integer ids", floating=False)
+        array("embedding", x, "array of integer ids", floating=False)
         if not jnp.issubdtype(x.dtype, jnp.integer):
             hint = "Convert it with x.astype(jnp.int32), or use dense() for vectors."
             raise ShapeError("embedding", "an array of integer ids", show(x), hint)
