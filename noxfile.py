@@ -64,11 +64,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, default=False)
 def nightly(session: nox.Session) -> None:
-    """All tests, the slow ones and a thousand random models included, with coverage.
+    """All tests, with PyTorch to compare with, a thousand random models, and coverage.
 
     Then those of CI once more under JAX's leak checking: three times as slow.
     """
-    install(session, "test", extras="[examples]")
+    install(session, "test", "parity", extras="[examples]")
     session.install("coverage")
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
     session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)

@@ -45,13 +45,15 @@ def check_layer(
 ) -> None:
     """Checks that a layer keeps the contract of layers: raises, or returns None.
 
-    - init: the same key gives the same weights, whatever the unknown sizes are.
+    - init: the same key gives the same weights, whatever the unknown sizes are and
+      whatever the input's dtype is; another key gives others, if any are drawn.
     - prediction: `output_spec` is the spec of what `apply` returns, at several sizes.
     - jit: equals eager.
     - examples: in inference, each example's output depends on that example alone.
     - gradients: reverse and forward ones equal finite differences, in float64.
     - randomness: the same key gives the same output; without a key nothing is drawn in
-      inference, and nothing ever by a layer that does not ask for a key.
+      inference, and nothing ever by a layer that does not ask for a key. What draws in
+      training uses its key: another gives another output, none an error.
     - dtypes: bfloat16 in gives bfloat16 out, float64 in gives float64 out.
     - capture: no array that was made outside of `apply` is used in it.
     - purity: params, state and inputs stay as they were; NumPy arrays are inputs too.
@@ -172,10 +174,9 @@ def _init(s: _Subject) -> None:
     for sizes in s.sizes:
         again = s.layer.init(key, _sized(s.specs, sizes))
         _check_equal("the same weights from the same key", made, again)
-    half = _tree.map(_half, _sized(s.specs, s.sizes[0]))
-    _check_specs(
-        "params of the same dtypes from bfloat16", made, s.layer.init(key, half)
-    )
+    if s.keeps_dtype:
+        half = s.layer.init(key, _tree.map(_half, _sized(s.specs, s.sizes[0])))
+        _check_specs("params of the same dtypes from bfloat16", made, half)
     other = s.layer.init(_jax.random.key(1), s.specs)
     drawn = _draws(_jax.make_jaxpr(partial(_init_of, s))(key).jaxpr, _NUMBERS)
     if drawn and _same(made, other):

@@ -11,6 +11,7 @@ import functools
 import inspect
 import re
 import statistics
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -1204,6 +1205,12 @@ def bare(go):
     go.jit(function, array(2))
 
 
+unhurried = pytest.mark.skipif(
+    "coverage" in sys.modules, reason="what counts lines is what takes the time"
+)
+
+
+@unhurried
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_costs_no_more_than_what_is_right(name):
     """But for JAX's own time to raise, which is that of a whole trace of so few layers."""
@@ -1248,6 +1255,7 @@ def last_shape_of_many_layers(go):
     go.output_spec(model, al.spec("b 6"))
 
 
+@unhurried
 @pytest.mark.parametrize(
     "case", [last_of_many_layers, last_key_of_many_layers, last_shape_of_many_layers]
 )

@@ -650,8 +650,9 @@ def broken(init, apply):
 
 
 def same_mask(params, x, *, key, train):
-    kept = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape).astype(x.dtype)
-    return x * kept if train else x
+    if not train:
+        return x
+    return x * jax.random.bernoulli(jax.random.key(0), 0.5, x.shape).astype(x.dtype)
 
 
 def no_key_needed(params, x, *, key, train):
