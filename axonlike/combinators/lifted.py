@@ -202,8 +202,8 @@ def scan(
         return_carry: also return the last carry.
 
     Shapes:
-        input: `(batch, time, ...)` for axis 1, or a pytree of those; optionally a second
-            input `initial_carry`.
+        input: `(batch, time, ...)` for axis 1, or a pytree of those; a wire may also
+            give the first carry: `sub.rnn(x, initial_carry=carry)`.
         output: `(batch, time, ...)`, or `(outputs, carry)`.
 
     Raises:

@@ -92,6 +92,10 @@ def wire(fn: Callable[..., Any], **children: Any) -> Any:
     keeps its state. A child may be a list or dict of layers: `sub.convs[0](x)`, at path
     `convs/0`. `sub.emb.params` reads weights.
 
+    JAX's transformations work on a child (`jax.vmap(sub.f)`), as long as it changes no
+    state; one that draws random numbers draws the same ones each time. `vmap`, `scan`,
+    `repeat` and `remat` around the layer keep state and keys right.
+
     Args:
         fn: `fn(sub, *inputs)`; like a layer's `apply` it may ask for `key`, `train`,
             `emit` and static options by keyword-only parameter.

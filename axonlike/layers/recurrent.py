@@ -235,8 +235,8 @@ def lstm(
         name: the layer's name among its siblings.
 
     Shapes:
-        input: `(batch, time, n)`, floating point; optionally a second input, the carry
-            before the first step: `(h, c)`, each `(batch, features)`.
+        input: `(batch, time, n)`, floating point; a wire may also give the carry before
+            the first step: `sub.rnn(x, initial_carry=carry)`.
         output: `(batch, time, features)`, the input's dtype, or `(output, (h, c))`.
         kernel: `(n, 4 * features)`, gates in the order i, f, g, o.
         recurrent_kernel: `(features, 4 * features)`.
@@ -304,8 +304,8 @@ def gru(
         name: the layer's name among its siblings.
 
     Shapes:
-        input: `(batch, time, n)`, floating point; optionally a second input, the carry
-            before the first step: `(batch, features)`.
+        input: `(batch, time, n)`, floating point; a wire may also give the carry before
+            the first step: `sub.rnn(x, initial_carry=carry)`.
         output: `(batch, time, features)`, the input's dtype, or `(output, h)`.
         kernel: `(n, 3 * features)`, gates in the order r, z, n.
         recurrent_kernel: `(features, 3 * features)`.
