@@ -370,9 +370,11 @@ def layer(function: Callable[P, Any]) -> Callable[P, Layer]:
 
     The function's arguments become the layer's `config`, its name the `kind`. Every
     factory takes `name=` as well; for a type checker to know it, spell it out:
-    `def scale(start=1.0, *, name: str | None = None)`. `init(key, *inputs)` returns a dict of arrays and may
-    be None; `apply(params, *inputs)` returns the output. Either sees inputs as pytrees; a
-    tuple or dict is unpacked when `apply` has two or more required inputs. Further
+    `def scale(start=1.0, *, name: str | None = None)`.
+
+    `init(key, *inputs)` returns a dict of arrays and may be None; `apply(params, *inputs)`
+    returns the output. Either sees inputs as pytrees; a tuple or dict is unpacked when
+    `apply` has two or more required inputs. Further
     services are asked for by keyword-only parameter:
 
     - `state`: then `init` returns `(params, state)` and `apply` `(y, new_state)`;

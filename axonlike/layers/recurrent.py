@@ -236,7 +236,7 @@ def lstm(
 
     Shapes:
         input: `(batch, time, n)`, floating point; a wire may also give the carry before
-            the first step: `sub.rnn(x, initial_carry=carry)`.
+            the first step, `sub.rnn(x, initial_carry=(h, c))`, each `(batch, features)`.
         output: `(batch, time, features)`, the input's dtype, or `(output, (h, c))`.
         kernel: `(n, 4 * features)`, gates in the order i, f, g, o.
         recurrent_kernel: `(features, 4 * features)`.
@@ -305,7 +305,7 @@ def gru(
 
     Shapes:
         input: `(batch, time, n)`, floating point; a wire may also give the carry before
-            the first step: `sub.rnn(x, initial_carry=carry)`.
+            the first step, `sub.rnn(x, initial_carry=h)`, `(batch, features)`.
         output: `(batch, time, features)`, the input's dtype, or `(output, h)`.
         kernel: `(n, 3 * features)`, gates in the order r, z, n.
         recurrent_kernel: `(features, 3 * features)`.
