@@ -612,9 +612,12 @@ def as_layer(value: Any, where: str) -> Layer:
         )
     if callable(value):
         return lift(value)
+    hint = "Call a factory such as dense(10), or pass a function such as jax.nn.relu."
+    if isinstance(value, (list, tuple)):
+        hint = f"Spread it: {where}(*layers)."
     raise TypeError(
-        f"{where}: expected a layer or a function, got {type(value).__name__}. "
-        "Call a factory such as dense(10), or pass a function such as jax.nn.relu."
+        f"{where}: expected a layer or a function, got {type(cast(Any, value)).__name__}. "
+        + hint
     )
 
 

@@ -212,7 +212,7 @@ def test_an_image_is_no_sequence_word_for_word(kind):
     assert str(error.value) == (
         f"{kind}_cell: expected (batch, n), got float32[_0, 6, 4]. A cell takes one "
         f"time "
-        "step; over sequences use lstm, gru or scan(cell)."
+        "step; over sequences (batch, time, n) use lstm, gru or scan(cell)."
     )
 
 

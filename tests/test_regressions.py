@@ -689,3 +689,8 @@ def weighted(params, x):
 def test_broken_layers_that_passed(layer, message):
     with pytest.raises(AssertionError, match=message):
         check_layer(layer, "b 4")
+
+
+def test_a_list_of_layers_is_to_be_spread():
+    with pytest.raises(TypeError, match=r"Spread it: serial\(\*layers\)"):
+        al.serial([al.dense(2), al.dense(3)])
