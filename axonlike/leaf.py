@@ -101,16 +101,16 @@ def first_step(xs: Any) -> Any:
 def _unfit(
     frame: Frame, args: Any, kwargs: Any, method: str
 ) -> list[tuple[str, str, str]]:
-    """Arrays of other shapes than init makes for these inputs; other names are an error.
+    """Params of other shapes than init makes for these inputs; other names are an error.
 
     The names are looked at first: what is missing or ignored would not show. Shapes that
-    do not fit make most layers fail by themselves, and then explain why.
+    do not fit make most layers fail by themselves, and then explain why. The shapes of
+    state are its own: a cache may be longer than the input.
     """
     if method == "step" and "project" in frame.layer.methods:
         return []  # what it receives is not what init does; `project` was looked at
-    leaves, tree = cast(
-        Any, jax.tree.flatten((frame.params, frame.state, args, kwargs))
-    )
+    given = (frame.params, frame.state, args, kwargs)
+    leaves, tree = cast(Any, jax.tree.flatten(given))
     known = "fits", tree, tuple(map(_shape, leaves))
     memory = frame.layer.identity.memory
     if known in memory:
@@ -120,28 +120,25 @@ def _unfit(
         plan = plan_of(frame.layer, *inputs)
     except Exception:
         return []  # init refuses such inputs: apply says what is wrong with them
-    for what, ours, made in (
-        ("params", frame.params, plan.params),
-        ("state", frame.state, plan.state),
-    ):
-        for name in sorted(made.keys() - ours.keys()):
-            raise _missing(frame, KeyError(name))
-        for name in sorted(map(str, ours.keys() - made.keys())):
-            raise ValueError(
-                f"{what} of {frame.layer.kind}: it has no {name!r}. "
-                f"{nearest(name, sorted(made))} "
-                f"Take it out, or pass the {what} that init returned."
-            )
-    found = [
-        (name, show(ours), show(made))
-        for tree, plans in ((frame.params, plan.params), (frame.state, plan.state))
-        for name, made in plans.items()
-        for ours in [tree[name]]
-        if _shapes(ours) != _shapes(made)
-    ]
+    _check_names(frame, "params", frame.params, plan.params)
+    _check_names(frame, "state", frame.state, plan.state)
+    pairs = [(name, frame.params[name], made) for name, made in plan.params.items()]
+    found = [pair for pair in pairs if _shapes(pair[1]) != _shapes(pair[2])]
     if not found:
         memory[known] = True
-    return found
+    return [(name, show(ours), show(made)) for name, ours, made in found]
+
+
+def _check_names(frame: Frame, what: str, ours: Any, made: Any) -> None:
+    """The arrays of a leaf are those that its init makes: none missing, none ignored."""
+    for name in sorted(made.keys() - ours.keys()):
+        raise _missing(frame, KeyError(name))
+    for name in sorted(map(str, ours.keys() - made.keys())):
+        raise ValueError(
+            f"{what} of {frame.layer.kind}: it has no {name!r}. "
+            f"{nearest(name, sorted(made))} "
+            f"Take it out, or pass the {what} that init returned."
+        )
 
 
 def _shapes(tree: Any) -> Any:

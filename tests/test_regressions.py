@@ -694,3 +694,22 @@ def test_broken_layers_that_passed(layer, message):
 def test_a_list_of_layers_is_to_be_spread():
     with pytest.raises(TypeError, match=r"Spread it: serial\(\*layers\)"):
         al.serial([al.dense(2), al.dense(3)])
+
+
+def test_a_state_may_be_larger_than_the_input():
+    @al.layer
+    def cache():
+        def init(key, x):
+            return {}, {"kept": jnp.zeros(x.shape), "at": jnp.zeros((), jnp.int32)}
+
+        def apply(params, x, *, state):
+            at = state["at"]
+            kept = jax.lax.dynamic_update_slice(state["kept"], x, (0, at))
+            return kept.sum(1), {"kept": kept, "at": at + x.shape[1]}
+
+        return init, apply
+
+    params, state = cache().init(KEY, (2, 8))
+    for _ in range(3):
+        y, state = cache().apply(params, state, jnp.ones((2, 2)))
+    assert y.tolist() == [6.0, 6.0]
