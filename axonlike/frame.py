@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.extend.core
 
 from axonlike.blame import blame
 from axonlike.errors import ShapeError, nearest
@@ -337,7 +336,9 @@ def check_state(before: State, after: Any, kind: str) -> State:
 
 def trace_now() -> Any:
     """Which transformation is being traced, to be compared."""
-    return cast(Any, jax.extend.core).get_opaque_trace_state(convention="axonlike")
+    from jax.extend import core  # 10 ms that a model without a wire does not need
+
+    return cast(Any, core).get_opaque_trace_state(convention="axonlike")
 
 
 @lru_cache(maxsize=65536)
