@@ -25,6 +25,19 @@ settings.register_profile(
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--record", action="store_true", help="write what other libraries computed"
+    )
+
+
+def pytest_sessionfinish(session):
+    if session.config.getoption("--record"):
+        from parity import record
+
+        record()
+
+
 @pytest.fixture(autouse=True)
 def strict(request):
     """Strict dtype promotion, and no broadcasting between ranks that nobody asked for."""

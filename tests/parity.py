@@ -1,17 +1,68 @@
-"""What the comparisons with PyTorch share: gradients of one weighting of outputs."""
+"""What the comparisons with other libraries share.
+
+Outputs and the gradients of one weighting of them, ours and theirs. Theirs is computed
+where the library is installed, and otherwise read from `tests/recorded/`, which
+`pytest --record tests/test_conv.py` writes anew where it is.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+RECORDED = Path(__file__).parent / "recorded"
+FRESH: dict[str, dict[str, Any]] = {}
+"""What was computed in this run, by file and by name: `--record` writes it."""
+
+
+def reference(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What another library computes: arrays by name.
+
+    `name` is the file and the case, `conv/2d strided`; `compute` imports the library.
+    """
+    file, case = name.split("/", 1)
+    try:
+        answer = {key: numpy(value) for key, value in compute().items()}
+    except ModuleNotFoundError:
+        return _recorded(file)[case]
+    FRESH.setdefault(file, {})[case] = answer
+    return answer
+
+
+@cache
+def _recorded(file: str) -> dict[str, dict[str, Any]]:
+    """The recorded cases of a file."""
+    cases: dict[str, dict[str, Any]] = {}
+    with np.load(RECORDED / f"{file}.npz") as stored:
+        for name in stored.files:
+            case, key = name.rsplit("|", 1)
+            cases.setdefault(case, {})[key] = stored[name]
+    return cases
+
+
+def record() -> None:
+    """Writes what this run computed: whole files, so that no case outlives its test."""
+    for file, cases in FRESH.items():
+        flat = {f"{c}|{k}": a for c, arrays in cases.items() for k, a in arrays.items()}
+        np.savez_compressed(RECORDED / f"{file}.npz", **flat)
+
 
 def normal(seed: int, *shape: int) -> Any:
     """Standard normal numbers, the same for both libraries."""
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def drawn(tree: Any, seed: int = 0, scale: float = 0.5) -> Any:
+    """Normal numbers in place of every param: the same under every version of JAX."""
+    leaves, structure = jax.tree.flatten(tree)
+    filled = [scale * normal(seed + i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, filled)
 
 
 def ours(

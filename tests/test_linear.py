@@ -134,3 +134,16 @@ def test_dense_agrees_with_torch():
     close(for_x, tx.grad)
     close(grads["kernel"], numpy(theirs.weight.grad).T)
     close(grads["bias"], theirs.bias.grad)
+
+
+def test_another_dot_general_takes_the_place_of_lax():
+    calls = []
+
+    def rounded(a, b, axes, precision=None, **_):
+        calls.append(axes)
+        return jax.lax.dot_general(jnp.round(a), jnp.round(b), axes, precision)
+
+    layer = al.dense(2, dot_general=rounded, use_bias=False)
+    y = layer.predict({"kernel": jnp.full((3, 2), 1.4)}, {}, jnp.full((4, 3), 0.6))
+    assert calls
+    assert (y == 3).all()

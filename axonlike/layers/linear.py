@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.checks import at_least, positive, some
 from axonlike.types import Array, Key, Params, to_dtype
+
+DotGeneral = Callable[..., Any]
+"""What has the signature of `jax.lax.dot_general`."""
 
 
 @layer
@@ -22,6 +26,7 @@ def dense(
     bias_init: InitFunction = zeros(),
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    dot_general: DotGeneral | None = None,
     name: str | None = None,
 ) -> Any:
     """Affine map of the last axis: `y = x @ kernel + bias`.
@@ -33,6 +38,8 @@ def dense(
         bias_init: initializer of the bias.
         param_dtype: dtype in which params are stored; computation follows the input's.
         precision: of the matrix product, as in `jax.lax.dot_general`.
+        dot_general: called in place of `jax.lax.dot_general`, for products in int8 or
+            fp8; None: JAX's own.
         name: the layer's name among its siblings.
 
     Shapes:
@@ -69,7 +76,7 @@ def dense(
 
     def apply(params: Params, x: Any) -> Array:
         _check(x)
-        return affine(params, x, precision)
+        return affine(params, x, precision, dot_general)
 
     def _check(x: Any) -> None:
         at_least("dense", x, 1, "(..., n)", "Add an axis with x[..., None].")
@@ -96,10 +103,22 @@ def affine_params(
     return params
 
 
-def affine(params: Params, x: Any, precision: Any) -> Array:
+def affine(
+    params: Params, x: Any, precision: Any, dot_general: DotGeneral | None = None
+) -> Array:
     """`x @ kernel + bias` in the dtype of `x`; no bias where there is none."""
-    y = jnp.matmul(x, to_dtype(params["kernel"], x.dtype), precision=precision)
-    return add_bias(params, y)
+    kernel = to_dtype(params["kernel"], x.dtype)
+    return add_bias(params, product(x, kernel, precision, dot_general))
+
+
+def product(
+    x: Any, kernel: Any, precision: Any, dot_general: DotGeneral | None = None
+) -> Array:
+    """`x @ kernel`, by another `dot_general` where one is given."""
+    if dot_general is None:  # whose derivative JAX caches, unlike lax.dot_general's
+        return jnp.matmul(x, kernel, precision=precision)
+    axes = (((x.ndim - 1,), (0,)), ((), ()))
+    return dot_general(x, kernel, axes, precision=precision)
 
 
 def add_bias(params: Params, y: Array) -> Array:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from timing import seconds
 
 import axonlike as al
 
@@ -120,18 +121,12 @@ def our_gpt() -> Callable[[], Any]:
 INITS = {"axonlike": our_gpt, "linen": linen_gpt, "haiku": haiku_gpt, "nnx": nnx_gpt}
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """Wall time of one call, its arrays computed."""
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
 def first_and_again(which: str) -> tuple[float, float]:
     """First and second init, in a process of its own (the first one compiles)."""
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import core; "
-        "run = core.INITS[sys.argv[1]](); print(core.seconds(run), core.seconds(run))"
+        "from timing import seconds; "
+        "run = core.INITS[sys.argv[1]](); print(seconds(run), seconds(run))"
     )
     here = str(Path(__file__).parent)
     out = subprocess.run(
