@@ -37,6 +37,7 @@ from axonlike.combinators.lifted import (
     switch,
     vmap,
 )
+from axonlike.combinators.tying import tie
 from axonlike.combinators.wire import wire
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Cell, Layer, layer, lift
@@ -50,6 +51,18 @@ from axonlike.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
 from axonlike.layers.recurrent import gru, gru_cell, lstm, lstm_cell
 from axonlike.layers.shape import flatten, reshape, transpose
+from axonlike.params import (
+    count,
+    labels,
+    merge,
+    nbytes,
+    partition,
+    paths,
+    select,
+    stack,
+    unstack,
+)
+from axonlike.selector import kind, where
 from axonlike.spec import Spec, spec
 from axonlike.tree import layers
 
@@ -86,6 +99,7 @@ __all__ = [
     "repeat",
     "scan",
     "switch",
+    "tie",
     "vmap",
     # layers
     "attention",
@@ -113,6 +127,18 @@ __all__ = [
     # the layers inside a model, and the contract of one
     "layers",
     "testing",
+    # params by path
+    "count",
+    "kind",
+    "labels",
+    "merge",
+    "nbytes",
+    "partition",
+    "paths",
+    "select",
+    "stack",
+    "unstack",
+    "where",
     # errors
     "PathError",
     "ShapeError",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from axonlike.blame import hide, located
-from axonlike.errors import ShapeError
+from axonlike.errors import PathError, ShapeError
 from axonlike.frame import Frame, path_words
 from axonlike.paths import matching
 from axonlike.signature import Signature
@@ -139,6 +139,8 @@ class Leaf(NamedTuple):
     stack: tuple[int, ...]
     indices: tuple[int, ...]
     plan: Plan
+    tied: frozenset[str] = frozenset()
+    """The params that it does not make, because others serve in their place."""
 
 
 class Plan(NamedTuple):
@@ -416,6 +418,42 @@ class Recorder:
             )
         return found
 
+    def tie(self, frame: Frame, target: str, source: str, turned: bool) -> None:
+        """Notes that one param of a leaf is another one's, which is not made twice."""
+        site = param_path(frame.site)
+        (leaf, name), (other, name_of_other) = (
+            self._param(site, path) for path in (target, source)
+        )
+        ours, theirs = (
+            spec.plan.params[key]
+            for spec, key in ((leaf, name), (other, name_of_other))
+        )
+        shape = tuple(reversed(theirs.shape)) if turned else tuple(theirs.shape)
+        if tuple(ours.shape) != shape or leaf.stack != other.stack:
+            raise ShapeError(
+                "tie",
+                f"{target!r} like {source!r}{' transposed' if turned else ''}, {shape}",
+                show(ours),
+                "Both need one shape"
+                + (", or transpose=True." if shape[::-1] == tuple(ours.shape) else "."),
+            )
+        new = leaf._replace(tied=leaf.tied | {name})
+        self.leaves[leaf.path] = new
+        self._log[:] = [new if each.path == leaf.path else each for each in self._log]
+
+    def _param(self, site: str, path: str) -> tuple[Leaf, str]:
+        """The leaf that makes the param at a path below a site, and the param's name."""
+        home, _, name = path.rpartition("/")
+        leaf = self.leaves.get(f"{site}/{home}".strip("/"))
+        if leaf is None or name not in leaf.plan.params:
+            known = [
+                f"{each.path[len(site) :]}/{name}".strip("/")
+                for each in self.leaves.values()
+                for name in each.plan.params
+            ]
+            raise PathError("tie", path, known)
+        return leaf, name
+
     def _reach(self, path: str) -> None:
         self._seen.append(path)
         self.reached.add(path)
@@ -503,7 +541,7 @@ def materialize(
             made, kept = leaf.plan.arrays(leaf, key, rules.get(leaf.path))
         except Exception as error:
             raise located(error, leaf.path, leaf.layer) from error.__cause__
-        put(params, leaf.path, made)
+        put(params, leaf.path, {k: v for k, v in made.items() if k not in leaf.tied})
         put(state, leaf.path, kept)
     return params, state
 
@@ -537,6 +575,7 @@ def _shardings(recorder: Recorder, globs: Mapping[str, Any] | None) -> dict[str,
         f"{leaf.path}/{name}".strip("/"): None
         for leaf in recorder.leaves.values()
         for name, _ in _named(leaf.plan.params) + _named(leaf.plan.state)
+        if name not in leaf.tied
     }
     chosen = matching("shardings", globs, arrays)
 

@@ -143,15 +143,18 @@ class _Fresh:
 
 
 def walk(
-    layer: Any, places: Mapping[str, Place], path: str
+    layer: Any, places: Mapping[str, Place], path: str, *, every: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """Every `(path, layer)` below a layer; one that adds no level only as a body."""
+    """Every `(path, layer)` below a layer; one that adds no level only as a body.
+
+    Or, with `every`, also bodies at the root and of serials that add none.
+    """
     steps = sorted(layer.names) if layer.indexed else [""]
     for step in sorted(steps, key=lambda s: (len(s), s)):
         for slot, child in layer.children.items():
             place = places[slot]
             below = join(path, step, *place.path)
             body = child.kind != "serial" and (layer.transparent or bool(step))
-            if place.path or (below and body):
+            if every or place.path or (below and body):
                 yield below, child
-            yield from walk(child, place.below, below)
+            yield from walk(child, place.below, below, every=every)

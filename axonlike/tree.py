@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import OPERATORS, Layer, Node, layer
 from axonlike.names import Place, walk
-from axonlike.paths import matches
+from axonlike.selector import Where, choose
 from axonlike.text import arguments
 from axonlike.types import PyTree
 from axonlike.values import remade
-
-Where = str | Callable[[str, Layer], bool] | Iterable[Any] | None
 
 
 def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
@@ -23,7 +21,7 @@ def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
     Args:
         model: any layer.
         where: a path, a glob (`*` one step, `**` any depth, `{a,b}`), a predicate on
-            `(path, layer)`, or several of those; None for all.
+            `(path, layer)`, `kind("dense")`, or several of those; None for all.
 
     Raises:
         PathError: `where` matches nothing.
@@ -43,22 +41,8 @@ def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
     found = list(walk(model, model.places, ""))
     if where is None:
         return found
-    return _selected(found, where)
-
-
-def _selected(found: list[tuple[str, Layer]], where: Any) -> list[tuple[str, Layer]]:
-    tests = [where] if isinstance(where, str) or callable(where) else list(where)
-    chosen: list[tuple[str, Layer]] = []
-    for test in tests:
-        hits = [
-            item
-            for item in found
-            if (matches(test, item[0]) if isinstance(test, str) else test(*item))
-        ]
-        if not hits:
-            raise PathError("layers", str(test), [path for path, _ in found])
-        chosen += [item for item in hits if not any(item is c for c in chosen)]
-    return [item for item in found if any(item is c for c in chosen)]
+    chosen = choose("layers", where, found, found)
+    return [item for item, copies in zip(found, chosen, strict=True) if copies]
 
 
 def _pinned(layer: Layer, place: Place) -> Layer:

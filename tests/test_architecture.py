@@ -14,7 +14,7 @@ PACKAGE = ROOT / "axonlike"
 LINES = (
     ("errors", "types", "values"),
     ("initializers", "paths", "signature", "spec"),
-    ("blame", "names"),
+    ("blame", "names", "selector"),
     ("frame", "text"),
     ("initialize",),
     ("leaf",),
@@ -23,6 +23,7 @@ LINES = (
     ("tree",),
     ("combinators",),
     ("layers",),
+    ("params",),
     ("testing",),
 )
 RANKS = {place: rank for rank, line in enumerate(LINES) for place in line}

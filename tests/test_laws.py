@@ -94,6 +94,17 @@ TABLE = {
     "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
     "shared": [(al.shared(D), ("b 4", "b 4"), {})],
     "switch": [(al.switch(which, D, al.dense(3)), "b 4", MIXES)],
+    "tie": [
+        (
+            al.tie(
+                al.serial(p=al.dense(5, use_bias=False), q=al.dense(4, use_bias=False)),
+                {"q/kernel": "p/kernel"},
+                transpose=True,
+            ),
+            "b 4",
+            {},
+        )
+    ],
     "transpose": [(al.transpose(2, 1), "b 3 2", {})],
     "vmap": [(al.vmap(D, in_axes=1), "b t 4", {"mixes_examples": True})],
     "wire": [(al.wire(gated, value=D, gate=al.dense(3)), "b 4", {})],
