@@ -41,13 +41,19 @@ from axonlike.combinators.tying import tie
 from axonlike.combinators.wire import wire
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Cell, Layer, layer, lift
-from axonlike.layers.attention import attention
+from axonlike.layers.attention import attention, projection
+from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.conv import conv
 from axonlike.layers.declare import input, parameter
 from axonlike.layers.dropout import dropout
 from axonlike.layers.embed import embedding
+from axonlike.layers.group_norm import (
+    filter_response_norm,
+    group_norm,
+    instance_norm,
+)
 from axonlike.layers.linear import dense
-from axonlike.layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
 from axonlike.layers.recurrent import gru, gru_cell, lstm, lstm_cell
 from axonlike.layers.shape import flatten, reshape, transpose
@@ -64,6 +70,16 @@ from axonlike.params import (
 )
 from axonlike.selector import kind, where
 from axonlike.spec import Spec, spec
+from axonlike.surgery import (
+    find,
+    freeze,
+    insert_after,
+    remove,
+    replace,
+    submodel,
+    trainable,
+)
+from axonlike.transfer import diff, migrate
 from axonlike.tree import layers
 
 __all__ = [
@@ -109,6 +125,7 @@ __all__ = [
     "dense",
     "dropout",
     "embedding",
+    "filter_response_norm",
     "flatten",
     "global_avg_pool",
     "global_max_pool",
@@ -116,11 +133,13 @@ __all__ = [
     "gru",
     "gru_cell",
     "initializers",
+    "instance_norm",
     "layer_norm",
     "lstm",
     "lstm_cell",
     "max_pool",
     "parameter",
+    "projection",
     "reshape",
     "rms_norm",
     "transpose",
@@ -139,6 +158,16 @@ __all__ = [
     "stack",
     "unstack",
     "where",
+    # new models out of old ones, with their weights
+    "diff",
+    "find",
+    "freeze",
+    "insert_after",
+    "migrate",
+    "remove",
+    "replace",
+    "submodel",
+    "trainable",
     # errors
     "PathError",
     "ShapeError",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 
 from axonlike import initializers, text, values
 from axonlike.blame import here, hide
-from axonlike.errors import nearest
+from axonlike.errors import PathError, nearest
 from axonlike.evaluate import Apply, Predict, check_key, recorded
 from axonlike.frame import Frame
 from axonlike.initialize import materialize
@@ -110,6 +110,7 @@ class Layer:
     methods: Mapping[str, tuple[Callable[..., Any], Signature]]
     partial: bool = False
     indexed: bool = False
+    replaced: frozenset[str] = frozenset()
     identity: Any = field(init=False)
     hash: int = field(init=False)
     options: frozenset[str] = field(init=False)
@@ -162,6 +163,9 @@ class Layer:
         try:
             specs = as_spec(x)
             recorder = recorded(self, specs)[1]
+            self.identity.memory["spec"] = (
+                specs  # for surgery, which makes more weights
+            )
             return materialize(recorder, key, shardings)
         except Exception as error:
             raise hide(error) from error.__cause__
@@ -233,6 +237,27 @@ class Layer:
             return self
         return replace(self, name=None if name is None else check_name(name))
 
+    def with_children(self, children: Mapping[str, Any]) -> Layer:
+        """The same layer with others in place of some of its children.
+
+        Args:
+            children: `{slot: layer}`, the slots being those of `children`.
+
+        Raises:
+            PathError: there is no such child.
+
+        Example:
+            >>> import axonlike as al
+            >>> layer = al.attention(2).with_children({"out": al.identity})
+            >>> layer.children["out"] == al.identity
+            True
+        """
+        unknown = [slot for slot in children if slot not in self.children]
+        if unknown:
+            raise PathError("with_children", unknown[0], self.children)
+        new = {s: as_layer(c, "with_children") for s, c in children.items()}
+        return OPERATORS["rebuilt"](self, new)
+
     def part(self, path: str) -> Layer:
         """The child at a path, run on the whole model's params and state.
 
@@ -296,7 +321,8 @@ class Layer:
     def __reduce__(self) -> Any:
         text.check_importable(self)
         call = values.picklable((self.factory, *text.arguments(self)))
-        return _remake, (*call, self.name, self.partial)
+        inner = {slot: self.children[slot] for slot in sorted(self.replaced)}
+        return _remake, (*call, self.name, self.partial, inner)
 
     def __axonlike_token__(self, name_of: Callable[[Any], Any]) -> Any:
         return self.identity if name_of is id else self.hash
@@ -315,7 +341,8 @@ class Layer:
 
     def __repr__(self) -> str:
         sliced = self.partial and self.kind == "serial"
-        return text.source(self, with_name=True) + ("[:]" if sliced else "")
+        inner = text.replaced(self)
+        return text.source(self, with_name=True) + ("[:]" if sliced else "") + inner
 
     def __str__(self) -> str:
         return "\n".join(text.lines(self))
@@ -645,10 +672,11 @@ def identity_(layer: Layer, name_of: Any, child_of: Any) -> Any:
 
 
 def _remake(
-    factory: Any, args: Any, kwargs: Any, name: str | None, partial: bool
+    factory: Any, args: Any, kwargs: Any, name: str | None, partial: bool, inner: Any
 ) -> Layer:
     made = factory(*args, **kwargs).named(name)
-    return replace(made, partial=True) if partial else made
+    made = replace(made, partial=True) if partial else made
+    return made.with_children(inner) if inner else made
 
 
 # --- operators

@@ -83,6 +83,14 @@ def source(layer: Any, *, with_name: bool) -> str:
     return f"{factory}({', '.join(parts)})"
 
 
+def replaced(layer: Any) -> str:
+    """What follows the call where a layer has other children than its factory made."""
+    if not layer.replaced:
+        return ""
+    inner = {slot: layer.children[slot] for slot in sorted(layer.replaced)}
+    return f".with_children({_value(inner)})"
+
+
 def _bare(layer: Any) -> int:
     """How many arguments stand without their names: up to the last that has to."""
     count = 0

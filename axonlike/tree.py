@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import OPERATORS, Layer, Node, layer
-from axonlike.names import Place, walk
+from axonlike.names import Place, closed, inside, walk
 from axonlike.selector import Where, choose
 from axonlike.text import arguments
 from axonlike.types import PyTree
@@ -45,19 +47,24 @@ def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
     return [item for item, copies in zip(found, chosen, strict=True) if copies]
 
 
-def _pinned(layer: Layer, place: Place) -> Layer:
-    """A child that keeps its name wherever it goes."""
+def pinned(layer: Layer, place: Place) -> Layer:
+    """A child that keeps its name, or those of its children, wherever it goes."""
     if place.path:
         return layer.named(place.path[0])
     swaps = {
-        slot: _pinned(child, place.below[slot])
+        slot: pinned(child, place.below[slot])
         for slot, child in layer.children.items()
+        if slot in place.below
     }
     return rebuilt(layer, swaps)
 
 
 def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
-    """The same factory called with other children in place of some."""
+    """The same layer with other children in place of some.
+
+    Children that were arguments of the factory are so again; those that the factory made
+    itself are replaced in the record.
+    """
     if all(layer.children[slot] is new for slot, new in swaps.items()):
         return layer
     pending = dict(layer.children)  # all of them: one layer may stand at several slots
@@ -71,8 +78,31 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
             return swaps.get(slot, value)
         return remade(swap, value)
 
-    args, kwargs = arguments(layer)
-    return layer.factory(*swap(args), **swap(kwargs)).named(layer.name)
+    args, kwargs = map(swap, arguments(layer))
+    made = layer
+    if swaps.keys() - pending.keys():
+        made = layer.factory(*args, **kwargs).named(layer.name)
+    inner = {slot: layer.children[slot] for slot in layer.replaced}
+    inner |= {slot: new for slot, new in swaps.items() if slot in pending}
+    return _with_inner(made, inner) if inner else made
+
+
+def _with_inner(layer: Layer, inner: Mapping[str, Layer]) -> Layer:
+    """A layer whose record holds other children than its factory made."""
+    children = {**layer.children, **{s: c.named(None) for s, c in inner.items()}}
+    places = {s: _placed(layer.places[s], child) for s, child in children.items()}
+    return replace(
+        layer,
+        children=MappingProxyType(children),
+        places=places,
+        names=layer.names if layer.indexed else closed(places),
+        replaced=layer.replaced | inner.keys(),
+    )
+
+
+def _placed(place: Place, child: Layer) -> Place:
+    """The place of another child in its stead."""
+    return place._replace(below=child.places) if place.path else inside(child)["f"]
 
 
 @layer
@@ -83,7 +113,7 @@ def part(model: Layer, path: str) -> Node:
             f"part: expected a path, got {type(path).__name__}. "
             "Write model.part('decoder'), or model[0] for a layer by number."
         )
-    found = _find(model, model.places, tuple(path.split("/")))
+    found = find_child(model, model.places, tuple(path.split("/")))
     if found is None:
         known = list(walk(model, model.places, ""))
         for whole, copied in [("", model), *known]:
@@ -101,7 +131,7 @@ def part(model: Layer, path: str) -> Node:
     return Node(run, {"f": child}, {"f": place}, partial=True)
 
 
-def _find(
+def find_child(
     layer: Layer, places: Mapping[str, Place], steps: tuple[str, ...]
 ) -> tuple[Layer, Place] | None:
     """The child that the steps lead to, and its place seen from here."""
@@ -112,11 +142,11 @@ def _find(
             continue
         if n and len(steps) == n:
             return child, place
-        below = _find(child, place.below, steps[n:])
+        below = find_child(child, place.below, steps[n:])
         if below is not None:
             leaf, inner = below
             return leaf, inner._replace(path=(*place.path, *inner.path))
     return None
 
 
-OPERATORS.update(part=part, pinned=_pinned)
+OPERATORS.update(part=part, pinned=pinned, rebuilt=rebuilt)

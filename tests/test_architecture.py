@@ -24,6 +24,8 @@ LINES = (
     ("combinators",),
     ("layers",),
     ("params",),
+    ("transfer",),
+    ("surgery",),
     ("testing",),
 )
 RANKS = {place: rank for rank, line in enumerate(LINES) for place in line}

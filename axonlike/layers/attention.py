@@ -170,9 +170,19 @@ def projection(
         x: `(..., n)`, floating point.
         like: `(..., m)`; only its width is looked at.
         output: `(..., features)`, the dtype of `x`.
-        kernel: `(n, features)`.
-        bias: `(features,)`.
+        kernel: `(n, features)`, LeCun normal.
+        bias: `(features,)`, zeros; absent when `use_bias` is false.
+
+    Raises:
+        ValueError: `features` is not a positive int.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.projection().output_spec((al.spec("b 4"), al.spec("b 6"))).shape
+        (b, 6)
     """
+    if features is not None:
+        positive("projection", features=features)
 
     def init(key: Key, x: Any, like: Any) -> Params:
         shape = (x.shape[-1], features or like.shape[-1])

@@ -1,0 +1,340 @@
+"""What of a model's weights carries over to another model, and what it makes anew."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+
+from axonlike.combinators.tying import ties
+from axonlike.errors import PathError, ShapeError
+from axonlike.evaluate import recorded
+from axonlike.initialize import Leaf, Recorder, put
+from axonlike.layer import Layer
+from axonlike.names import walk
+from axonlike.params import paths
+from axonlike.paths import join
+from axonlike.spec import as_spec, show
+from axonlike.types import Key, Params, PyTree, State
+
+Trees = tuple[Params, State]
+
+
+class Migration(NamedTuple):
+    """What `migrate` did with every array, by path.
+
+    `kept` are the same arrays, `renamed` (`{new: old}`) the same under another path,
+    `initialized` new ones, `dropped` those that the new model has no place for.
+    `suggested` (`{new: old}`) are layers that were initialized though one of their shapes
+    was dropped: pass them as `renames` if they are the same.
+
+    Example:
+        >>> import jax, axonlike as al
+        >>> old, new = al.serial(a=al.dense(2)), al.serial(b=al.dense(2))
+        >>> params, state = old.init(jax.random.key(0), (None, 3))
+        >>> _, _, report = al.migrate(old, new, params, state, key=jax.random.key(1))
+        >>> report.suggested
+        {'b': 'a'}
+    """
+
+    kept: list[str]
+    renamed: dict[str, str]
+    initialized: list[str]
+    dropped: list[str]
+    suggested: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"kept {len(self.kept)} arrays"]
+        lines += [f"renamed {old} -> {new}" for new, old in self.renamed.items()]
+        lines += [f"initialized {path}" for path in self.initialized]
+        lines += [f"dropped {path}" for path in self.dropped]
+        lines += [
+            f"suggested: renames={{{new!r}: {old!r}}}"
+            for new, old in self.suggested.items()
+        ]
+        return "\n".join(lines)
+
+
+class Change(NamedTuple):
+    """One difference between two models: what stands at a path in each, or None."""
+
+    path: str
+    before: Layer | None
+    after: Layer | None
+
+    def __str__(self) -> str:
+        before, after = (
+            "nothing" if layer is None else layer.headline
+            for layer in (self.before, self.after)
+        )
+        return f"{self.path or 'the model'}: {before} -> {after}"
+
+
+def diff(before: Layer, after: Layer) -> list[Change]:
+    """The paths at which two models differ, each layer compared without its children.
+
+    Args:
+        before: a model.
+        after: another.
+
+    Shapes:
+        No arrays.
+
+    Example:
+        >>> import axonlike as al
+        >>> a = al.serial(body=al.dense(8), head=al.dense(2))
+        >>> b = al.serial(body=al.dense(9), head=al.dense(2))
+        >>> print(*al.diff(a, b))
+        body: dense(features=8) -> dense(features=9)
+    """
+    ours, theirs = _by_path(before), _by_path(after)
+    found: list[Change] = []
+    for path in dict.fromkeys([*ours, *theirs]):
+        a, b = ours.get(path, []), theirs.get(path, [])
+        for i in range(max(len(a), len(b))):
+            pair = [side[i] if i < len(side) else None for side in (a, b)]
+            if _own(pair[0]) != _own(pair[1]):
+                found.append(Change(path, *pair))
+    return found
+
+
+def _by_path(model: Layer) -> dict[str, list[Layer]]:
+    found: dict[str, list[Layer]] = {"": [model]}
+    for path, layer in walk(model, model.places, "", every=True):
+        found.setdefault(path, []).append(layer)
+    return found
+
+
+def _own(layer: Layer | None) -> Any:
+    """A layer as it is without its children; how many copies a repeat has is its own."""
+    return None if layer is None else (layer.factory, layer.headline)
+
+
+def migrate(
+    before: Layer,
+    after: Layer,
+    params: Params,
+    state: State,
+    *,
+    key: Key,
+    renames: Mapping[str, str] | None = None,
+    spec: PyTree = None,
+) -> tuple[Params, State, Migration]:
+    """Weights for a changed model: those of the old one where both have the same array.
+
+    An array is kept where the new model has one of its path, shape and dtype; all else is
+    initialized, as `after.init` would. The report says what became of every array.
+
+    Args:
+        before: the model that the params are of.
+        after: the model that they shall be for.
+        params: of `before`.
+        state: of `before`.
+        key: for new weights.
+        renames: `{new path: old path}` of layers or arrays that were renamed.
+        spec: of the input, as for `init`; None: that of the last `init` of `before` in
+            this process.
+
+    Shapes:
+        As `after.init` makes them.
+
+    Raises:
+        PathError: a rename names nothing.
+        ValueError: the spec is not known.
+
+    Example:
+        >>> import jax, axonlike as al
+        >>> old = al.dense(8) >> al.dense(2)
+        >>> params, state = old.init(jax.random.key(0), (None, 4))
+        >>> new = al.dense(8) >> al.layer_norm() >> al.dense(2)
+        >>> params, state, report = al.migrate(
+        ...     old, new, params, state, key=jax.random.key(1))
+        >>> sorted(report.initialized)
+        ['layer_norm/bias', 'layer_norm/scale']
+    """
+    recorder = recorded(after, spec_of(before, after, spec))[1]
+    names = dict(renames or {})
+    old = dict(paths(params)), dict(paths(state))
+    _check_renames(names, recorder, [*old[0], *old[1]])
+    report = Migration([], {}, [], [], {})
+    used: set[str] = set()
+
+    def known(kind: int, path: str, wanted: Any) -> Any:
+        source = _renamed(path, names)
+        array = old[kind].get(source)
+        if array is None or show(array) != show(wanted):
+            report.initialized.append(path)
+            return None
+        used.add(source)
+        if source == path:
+            report.kept.append(path)
+        else:
+            report.renamed[path] = source
+        return array
+
+    made = _filled(recorder, known, key)
+    report.dropped.extend(p for side in old for p in side if p not in used)
+    report.suggested.update(_suggested(report, made, old))
+    return *made, report
+
+
+def _check_renames(names: Mapping[str, str], recorder: Recorder, old: Any) -> None:
+    new = [f"{leaf.path}/{name}" for leaf in recorder.leaves.values()
+           for name in (*leaf.plan.params, *leaf.plan.state)]  # fmt: skip
+    for target, source in names.items():
+        for path, known in ((target, new), (source, old)):
+            if not any(p == path or p.startswith(f"{path}/") for p in known):
+                homes = {p.rpartition("/")[0] for p in known}
+                raise PathError("migrate: renames", path, [*sorted(homes), *known])
+
+
+def _renamed(path: str, names: Mapping[str, str]) -> str:
+    for target, source in names.items():
+        if path == target or path.startswith(f"{target}/"):
+            return source + path[len(target) :]
+    return path
+
+
+def _suggested(report: Migration, made: Trees, old: Any) -> dict[str, str]:
+    """Layers made anew, and dropped ones with arrays of just their names and shapes."""
+    gone = _homes(
+        {p: a for side in old for p, a in side.items() if p in report.dropped}
+    )
+    every = {path: leaf for tree in made for path, leaf in paths(tree)}
+    fresh = _homes({path: every[path] for path in report.initialized})
+    found: dict[str, str] = {}
+    for home, arrays in fresh.items():
+        match = next((h for h, other in gone.items() if other == arrays), None)
+        if match is not None and match != home:
+            found[home] = match
+            del gone[match]
+    return found
+
+
+def _homes(arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The arrays of each layer: names, shapes and dtypes."""
+    found: dict[str, dict[str, str]] = {}
+    for path, array in arrays.items():
+        home, _, name = path.rpartition("/")
+        found.setdefault(home, {})[name] = show(array)
+    return found
+
+
+def carried(
+    before: Layer,
+    after: Layer,
+    params: Params,
+    state: State,
+    fresh: Collection[str],
+    key: Key | None,
+    spec: PyTree,
+) -> tuple[Layer, Params, State]:
+    """A rewritten model with its weights: those of before, but new ones at some paths."""
+    kept = without(params, fresh), without(state, fresh)
+    missing = [
+        source for _, source in ties(after) if source not in dict(paths(kept[0]))
+    ]
+    if not _makes(after, fresh) and not missing:
+        _remember(after, before.identity.memory.get("spec"))
+        return after, *kept
+    if key is None:
+        raise ValueError(
+            "replace: the new layers have weights to make. Pass key=jax.random.key(seed)."
+        )
+    specs = spec_of(before, after, spec)
+    recorder = recorded(after, specs)[1]
+    old = dict(paths(kept[0])), dict(paths(kept[1]))
+    used: set[tuple[int, str]] = set()
+
+    def known(kind: int, path: str, wanted: Any) -> Any:
+        array = old[kind].get(path)
+        if array is not None and tuple(array.shape) != tuple(wanted.shape):
+            raise ShapeError(
+                "surgery", f"{path!r} as for such an input, {show(wanted)}", show(array),
+                "Pass the spec= of the input that the params were made for, or replace "
+                "that layer too.",
+            )  # fmt: skip
+        used.add((kind, path))
+        return array
+
+    made = _filled(recorder, known, key)
+    lost = [p for kind in (0, 1) for p in old[kind] if (kind, p) not in used]
+    if lost:
+        raise ValueError(
+            f"surgery: the new model has no place for {lost[0]!r}. "
+            "Pass the params that init of this model returned."
+        )
+    return after, *made
+
+
+def spec_of(before: Layer, after: Layer, spec: PyTree) -> PyTree:
+    """The spec of a model's input: as given, or that of its last init in this process."""
+    known = before.identity.memory.get("spec") if spec is None else as_spec(spec)
+    if known is None:
+        raise ValueError(
+            "surgery: new weights depend on the shape of the model's input, which is not "
+            "known here. Pass spec=, as for init: spec=al.spec('b 28 28 1')."
+        )
+    _remember(after, known)
+    return known
+
+
+def _remember(model: Layer, spec: PyTree) -> None:
+    if spec is not None:
+        model.identity.memory["spec"] = spec
+
+
+def without(tree: PyTree, homes: Collection[str], path: str = "") -> Any:
+    """A tree without what stands at or below some paths, and without empty dicts."""
+    kept: dict[str, Any] = {}
+    for name, value in tree.items():
+        below = join(path, str(name))
+        if "" in homes or below in homes:
+            continue
+        inner = without(value, homes, below) if isinstance(value, dict) else value
+        if not isinstance(value, dict) or inner:
+            kept[name] = inner
+    return kept
+
+
+def _makes(model: Layer, fresh: Collection[str]) -> bool:
+    """Whether a layer at or below some paths may have weights."""
+    return any(
+        layer.init_function is not None
+        for path, layer in [("", model), *walk(model, model.places, "", every=True)]
+        if any(
+            not home or path == home or path.startswith(f"{home}/") for home in fresh
+        )
+    )
+
+
+def _filled(recorder: Recorder, known: Any, key: Key) -> Trees:
+    """Params and state of every leaf: arrays that are known, and new ones."""
+    trees: tuple[Params, State] = ({}, {})
+    for leaf in recorder.leaves.values():
+        made: Any = None
+        for kind, specs in enumerate((leaf.plan.params, leaf.plan.state)):
+            arrays: dict[str, Any] = {}
+            for name, spec in specs.items():
+                if kind == 0 and name in leaf.tied:
+                    continue
+                value = _known(leaf, name, spec, kind, known)
+                if value is None:
+                    made = leaf.plan.arrays(leaf, key) if made is None else made
+                    value = made[kind][name]
+                arrays[name] = value
+            put(trees[kind], leaf.path, arrays)
+    return trees
+
+
+def _known(leaf: Leaf, name: str, spec: Any, kind: int, known: Any) -> Any:
+    """One array of a leaf, which may be a tree of arrays, if it is known."""
+    copies = tuple(n for n in leaf.stack if n >= 0)
+    leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(spec))
+    found: list[Any] = []
+    for keys, each in leaves:
+        inner = jax.tree_util.keystr(keys, simple=True, separator="/")
+        wanted = jax.ShapeDtypeStruct((*copies, *each.shape), each.dtype)
+        found.append(known(kind, join(leaf.path, name, inner), wanted))
+    return None if any(x is None for x in found) else jax.tree.unflatten(tree, found)

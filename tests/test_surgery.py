@@ -1,0 +1,376 @@
+"""Surgery: freezing, replacing, inserting, removing, taking out, migrating, comparing."""
+
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import axonlike as al
+
+KEY, OTHER = jax.random.key(0), jax.random.key(1)
+TOKENS = al.spec("b t", int)
+X = jnp.ones((2, 4))
+
+
+def pipe():
+    return al.dense(8) >> jax.nn.relu >> al.dense(8) >> jax.nn.relu >> al.dense(2)
+
+
+def gpt(**how):
+    block = al.residual(al.layer_norm() >> al.attention(2, causal=True)) >> al.residual(
+        al.layer_norm() >> al.dense(16) >> jax.nn.gelu >> al.dense(8)
+    )
+    return al.serial(
+        emb=al.embedding(11, 8), blocks=al.repeat(block, 3, **how), head=al.dense(11)
+    )
+
+
+def same(a, b):
+    """The very same arrays at the same paths."""
+    ours, theirs = dict(al.paths(a)), dict(al.paths(b))
+    return ours.keys() == theirs.keys() and all(ours[p] is theirs[p] for p in ours)
+
+
+def source(model):
+    return eval(repr(model), {"al": al, "jax": jax}) == model
+
+
+# --- other children
+
+
+def test_children_that_a_factory_made_can_be_replaced():
+    plain = al.attention(2)
+    model = plain.with_children({"out": al.frozen(plain.children["out"])})
+    assert model != plain
+    assert source(model)
+    assert source(al.dense(4) >> model)
+    assert pickle.loads(pickle.dumps(model)) == model
+    assert model == plain.with_children({"out": al.frozen(plain.children["out"])})
+    params, state = model.init(KEY, (None, 3, 4))
+    theirs, _ = plain.init(KEY, (None, 3, 4))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, theirs))
+    x = jnp.ones((1, 3, 4))
+    grads = jax.grad(lambda p: model.predict(p, state, x).sum())(params)
+    assert not jnp.any(grads["out"]["kernel"])
+    assert jnp.any(grads["value"]["kernel"])
+
+
+def test_children_that_are_arguments_stay_arguments():
+    model = al.residual(al.dense(4)).with_children({"f": al.dense(4, use_bias=False)})
+    assert model == al.residual(al.dense(4, use_bias=False))
+    with pytest.raises(al.PathError, match="Nearest: 'query'"):
+        al.attention(2).with_children({"qery": al.identity})
+
+
+# --- finding and freezing
+
+
+def test_find():
+    assert al.find(gpt(), "blocks/*/attention/query").kind == "projection"
+    assert al.find(pipe(), al.where(al.kind("dense")) - "dense" - "dense_1").config[
+        "features"
+    ] == 2  # fmt: skip
+    with pytest.raises(ValueError, match="means 3 layers, 'dense' and 'dense_1' among"):
+        al.find(pipe(), "dense*")
+    with pytest.raises(al.PathError, match=r"'hed'. Nearest: 'head'"):
+        al.find(gpt(), "hed")
+
+
+def test_freezing_changes_no_path_and_adds_up():
+    model = pipe()
+    one = al.freeze(model, "dense")
+    two = al.freeze(one, "dense_1")
+    assert two == al.freeze(model, ["dense", "dense_1"])
+    assert al.freeze(two, "dense") == two
+    assert source(two)
+    params, state = model.init(KEY, X)
+    again, _ = two.init(KEY, X)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, again))
+    grads = jax.grad(lambda p: two.predict(p, state, X).sum())(params)
+    assert not jnp.any(grads["dense"]["kernel"])
+    assert not jnp.any(grads["dense_1"]["kernel"])
+    assert jnp.any(grads["dense_2"]["kernel"])
+    assert al.trainable(two, params) == {
+        "dense": {"kernel": False, "bias": False},
+        "dense_1": {"kernel": False, "bias": False},
+        "dense_2": {"kernel": True, "bias": True},
+    }
+
+
+def test_freezing_inside_of_copies_and_composites():
+    model = al.freeze(gpt(), "blocks/*/attention/{query,key}")
+    params, _ = model.init(KEY, TOKENS)
+    mask = al.trainable(model, params)
+    still = [free for free in jax.tree.leaves(mask) if not free]
+    assert len(still) == 4
+    assert source(model)
+    unrolled = al.freeze(gpt(stacked=False), "blocks/*/dense")
+    params, _ = unrolled.init(KEY, TOKENS)
+    masks = al.trainable(unrolled, params)["blocks"]
+    assert [masks[i]["dense"]["kernel"] for i in "012"] == [False] * 3
+    with pytest.raises(ValueError, match=r"means some copies of .*Choose all of them"):
+        al.freeze(gpt(stacked=False), "blocks/1/dense")
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_frozen_weights_do_not_move_in_100_steps_of_adamw(stacked):
+    model = al.freeze(gpt(stacked=stacked), ["emb", "blocks/*/attention"])
+    tokens = jnp.arange(6).reshape(2, 3)
+    params, state = model.init(KEY, tokens)
+    mask = al.trainable(model, params)
+    optimizer = optax.partition(
+        {True: optax.adamw(1e-2, weight_decay=0.1), False: optax.set_to_zero()}, mask
+    )
+
+    @jax.jit
+    def step(params, opt_state):
+        grads = jax.grad(lambda p: (model.predict(p, state, tokens) ** 2).mean())(
+            params
+        )
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    with jax.numpy_dtype_promotion("standard"):
+        after, opt_state = params, optimizer.init(params)
+        for _ in range(100):
+            after, opt_state = step(after, opt_state)
+    moved = jax.tree.map(lambda a, b: not jnp.array_equal(a, b), after, params)
+    still = jax.tree.map(lambda free, move: free or not move, mask, moved)
+    assert jax.tree.all(still)
+    assert moved["head"]["kernel"]
+
+
+def test_a_tied_array_is_trainable_while_one_of_its_uses_is():
+    tied = al.tie(
+        al.serial(emb=al.embedding(11, 4), head=al.dense(11, use_bias=False)),
+        {"head/kernel": "emb/embedding"},
+        transpose=True,
+    )
+    params, _ = tied.init(KEY, TOKENS)
+    assert al.trainable(al.freeze(tied, "emb"), params) == {"emb": {"embedding": True}}
+    both = al.freeze(tied, ["emb", "head"])
+    assert al.trainable(both, params) == {"emb": {"embedding": False}}
+
+
+# --- replacing
+
+
+def test_a_new_head_keeps_the_rest():
+    model = al.serial(body=al.dense(8) >> al.batch_norm(), head=al.dense(2))
+    params, state = model.init(KEY, X)
+    new, more, kept = al.replace(model, params, state, "head", al.dense(5), key=OTHER)
+    assert same(more["body"], params["body"])
+    assert same(kept, state)
+    assert new.predict(more, kept, X).shape == (2, 5)
+    assert source(new)
+    fresh, _ = new.init(OTHER, X)
+    assert jnp.array_equal(more["head"]["kernel"], fresh["head"]["kernel"])
+    assert same(params, model.init(KEY, X)[0]) is False  # init makes new arrays
+
+
+def test_the_same_layer_gets_new_weights():
+    model = al.serial(body=al.dense(8), head=al.dense(2))
+    params, state = model.init(KEY, X)
+    _, more, _ = al.replace(model, params, state, "head", al.dense(2), key=OTHER)
+    assert not jnp.array_equal(more["head"]["kernel"], params["head"]["kernel"])
+
+
+def test_lstm_becomes_gru_in_one_line():
+    model = al.embedding(11, 4) >> al.lstm(6) >> al.dense(11)
+    params, state = model.init(KEY, TOKENS)
+    new, more, kept = al.replace(
+        model, params, state, al.kind("lstm"), al.gru(6), key=OTHER
+    )
+    assert list(new.children) == list(model.children)
+    assert more["lstm"]["kernel"].shape == (4, 18)
+    assert same(more["embedding"], params["embedding"])
+    assert new.predict(more, kept, jnp.zeros((1, 3), int)).shape == (1, 3, 11)
+
+
+def test_all_of_a_kind_inside_of_a_stack():
+    model = gpt()
+    params, state = model.init(KEY, TOKENS)
+    where = al.kind("layer_norm")
+    new, more, _ = al.replace(model, params, state, where, al.rms_norm(), key=OTHER)
+    assert not any(layer.kind == "layer_norm" for _, layer in al.layers(new))
+    assert set(dict(al.paths(params))) - set(dict(al.paths(more))) == {
+        "blocks/*/layer_norm/bias", "blocks/*/layer_norm_1/bias"
+    }  # fmt: skip
+    assert more["blocks"]["*"]["layer_norm"]["scale"].shape == (3, 8)
+    assert same(more["blocks"]["*"]["attention"], params["blocks"]["*"]["attention"])
+    assert source(new)
+
+
+def test_a_function_needs_neither_key_nor_spec():
+    params, state = pipe().init(KEY, X)
+    new, more, _ = al.replace(pipe(), params, state, "relu", jax.nn.gelu)
+    assert same(more, params)
+    assert new.children["relu"].function is jax.nn.gelu
+
+
+def test_what_new_weights_need():
+    model = al.serial(a=al.dense(3), b=al.dense(7))
+    params = {"a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)},
+              "b": {"kernel": jnp.ones((3, 7)), "bias": jnp.ones(7)}}  # fmt: skip
+    with pytest.raises(ValueError, match="Pass key="):
+        al.replace(model, params, {}, "b", al.dense(5))
+    with pytest.raises(ValueError, match="Pass spec="):
+        al.replace(model, params, {}, "b", al.dense(5), key=KEY)
+    with pytest.raises(al.ShapeError, match=r"'a/kernel' as for such an input"):
+        al.replace(model, params, {}, "b", al.dense(5), key=KEY, spec=(None, 9))
+    new, more, _ = al.replace(
+        model, params, {}, "b", al.dense(5), key=KEY, spec=(None, 4)
+    )
+    assert more["b"]["kernel"].shape == (3, 5)
+    again = al.replace(new, more, {}, "b", al.dense(6), key=KEY)[1]
+    assert again["b"]["kernel"].shape == (3, 6)
+    extra = {**params, "c": {"kernel": jnp.ones(2)}}
+    with pytest.raises(ValueError, match="no place for 'c/kernel'"):
+        al.replace(model, extra, {}, "b", al.dense(5), key=KEY, spec=(None, 4))
+
+
+# --- inserting, removing
+
+
+def test_insert_and_remove_are_inverse():
+    model = pipe()
+    params, state = model.init(KEY, X)
+    longer, more, state = al.insert_after(
+        model, params, state, "relu", al.dense(8), key=OTHER
+    )
+    assert list(longer.children) == [
+        "dense", "relu", "dense_3", "dense_1", "relu_1", "dense_2"
+    ]  # fmt: skip
+    assert same({k: more[k] for k in params}, params)
+    assert longer.predict(more, state, X).shape == (2, 2)
+    shorter, less, _ = al.remove(longer, more, state, "dense_3")
+    assert same(less, params)
+    assert jnp.array_equal(shorter.predict(less, {}, X), model.predict(params, {}, X))
+    assert source(longer)
+
+
+def test_insert_into_each_copy():
+    model = gpt()
+    params, state = model.init(KEY, TOKENS)
+    new, more, _ = al.insert_after(
+        model, params, state, "blocks/*/gelu", al.dense(16, name="more"), key=OTHER
+    )
+    assert more["blocks"]["*"]["more"]["kernel"].shape == (3, 16, 16)
+    assert same(more["blocks"]["*"]["attention"], params["blocks"]["*"]["attention"])
+    assert new.predict(more, state, jnp.zeros((1, 2), int)).shape == (1, 2, 11)
+
+
+def test_outside_of_a_pipe_nothing_is_inserted():
+    model = al.branch(a=al.dense(3), b=al.dense(4))
+    params, state = model.init(KEY, X)
+    with pytest.raises(ValueError, match="'a' does not stand in a pipe, but in branch"):
+        al.insert_after(model, params, state, "a", jax.nn.relu)
+    with pytest.raises(ValueError, match="'a' does not stand in a pipe"):
+        al.remove(model, params, state, "a")
+
+
+def test_a_source_of_a_tie_is_not_removed_alone():
+    tied = al.tie(al.serial(a=al.dense(4), b=al.dense(4)), {"b/kernel": "a/kernel"})
+    params, state = tied.init(KEY, X)
+    with pytest.raises(ValueError, match="'a/kernel' is also 'b/kernel', which stays"):
+        al.remove(tied, params, state, "a")
+
+
+def test_ties_survive_surgery():
+    tied = al.tie(
+        al.serial(emb=al.embedding(11, 4), mid=al.dense(4), head=al.dense(11)),
+        {"head/kernel": "emb/embedding"},
+        transpose=True,
+    )
+    params, state = tied.init(KEY, TOKENS)
+    new, more, state = al.replace(tied, params, state, "mid", al.lstm(4), key=OTHER)
+    assert "kernel" not in more["head"]
+    assert more["emb"]["embedding"] is params["emb"]["embedding"]
+    assert new.predict(more, state, jnp.zeros((1, 2), int)).shape == (1, 2, 11)
+
+
+# --- taking out
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_submodel(stacked):
+    model = gpt(stacked=stacked)
+    tokens = jnp.arange(6).reshape(2, 3)
+    params, state = model.init(KEY, tokens)
+    x = tokens
+    y, p, s = al.submodel(model, params, state, "emb")
+    x = y.predict(p, s, x)
+    for i in range(3):
+        block, p, s = al.submodel(model, params, state, f"blocks/{i}")
+        x = block.predict(p, s, x)
+    head, p, s = al.submodel(model, params, state, "head")
+    x = head.predict(p, s, x)
+    np.testing.assert_allclose(x, model.predict(params, state, tokens), atol=1e-5)
+    query, p, _ = al.submodel(model, params, state, "blocks/1/attention/query")
+    assert query.kind == "projection"
+    assert p["kernel"].shape == (8, 8)
+    with pytest.raises(al.PathError, match="Nearest: 'emb'"):
+        al.submodel(model, params, state, "em")
+    with pytest.raises(al.PathError, match="has no copies"):
+        al.submodel(model, params, state, "head/0")
+
+
+def test_submodel_takes_its_state():
+    model = al.serial(a=al.dense(3) >> al.batch_norm(), b=al.dense(2))
+    params, state = model.init(KEY, X)
+    a, p, s = al.submodel(model, params, state, "a")
+    assert list(s) == ["batch_norm"]
+    assert a.predict(p, s, X).shape == (2, 3)
+    assert al.submodel(model, params, state, "b")[2] == {}
+
+
+# --- comparing and migrating
+
+
+def test_diff_lists_exactly_the_edited_paths():
+    before = gpt()
+    params, state = before.init(KEY, TOKENS)
+    assert al.diff(before, gpt()) == []
+    after = al.replace(before, params, state, "head", al.dense(12), key=OTHER)[0]
+    assert [change.path for change in al.diff(before, after)] == ["head"]
+    frozen = al.freeze(before, "blocks/*/attention/query")
+    assert {change.path for change in al.diff(before, frozen)} == {
+        "blocks/*/attention/query"
+    }
+    longer = al.dense(8) >> al.dense(2)
+    assert [str(c) for c in al.diff(al.dense(8) >> jax.nn.relu, longer)] == [
+        "relu: jax.nn.relu -> nothing", "dense_1: nothing -> dense(features=2)"
+    ]  # fmt: skip
+
+
+def test_migrate_keeps_renames_initializes_and_drops():
+    before = al.serial(body=al.dense(8), norm=al.batch_norm(), head=al.dense(2))
+    params, state = before.init(KEY, X)
+    after = al.serial(trunk=al.dense(8), norm=al.batch_norm(), top=al.dense(3))
+    made, kept, report = al.migrate(before, after, params, state, key=OTHER)
+    assert report.suggested == {"trunk": "body"}
+    assert sorted(report.kept) == ["norm/bias", "norm/mean", "norm/scale", "norm/var"]
+    made, kept, report = al.migrate(
+        before, after, params, state, key=OTHER, renames={"trunk": "body"}
+    )
+    assert same(made["trunk"], params["body"])
+    assert same(kept, state)
+    assert sorted(report.initialized) == ["top/bias", "top/kernel"]
+    assert sorted(report.dropped) == ["head/bias", "head/kernel"]
+    assert "renamed body/kernel -> trunk/kernel" in str(report)
+    fresh, _ = after.init(OTHER, X)
+    assert jnp.array_equal(made["top"]["kernel"], fresh["top"]["kernel"])
+    assert after.predict(made, kept, X).shape == (2, 3)
+    with pytest.raises(al.PathError, match="Nearest: 'body'"):
+        al.migrate(before, after, params, state, key=OTHER, renames={"trunk": "bdy"})
+
+
+def test_migrate_between_equal_models_keeps_everything():
+    model = gpt()
+    params, state = model.init(KEY, TOKENS)
+    made, kept, report = al.migrate(model, gpt(), params, state, key=OTHER)
+    assert same(made, params)
+    assert (kept, report.initialized, report.dropped) == (state, [], [])
