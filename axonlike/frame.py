@@ -55,6 +55,8 @@ class Run(NamedTuple):
     recorder: Any = None
     cast: Any = None
     """The dtype in which params are seen here, for init's pass, which has none yet."""
+    store: Any = None
+    """The dtype in which init makes params here; None: the layer's own."""
 
 
 class Frame:

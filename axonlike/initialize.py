@@ -141,6 +141,20 @@ class Leaf(NamedTuple):
     plan: Plan
     tied: frozenset[str] = frozenset()
     """The params that it does not make, because others serve in their place."""
+    store: Any = None
+    """The dtype of its floating-point params, where a wrapper says so."""
+
+    @property
+    def specs(self) -> Params:
+        """Shapes and dtypes of the params that it makes, for one copy."""
+        made = {k: v for k, v in self.plan.params.items() if k not in self.tied}
+        return jax.tree.map(partial(_stored, dtype=self.store), made)
+
+    def arrays(self, key: Key, shardings: Any = None) -> tuple[Params, State]:
+        """Its params and state, all copies of them."""
+        params, state = self.plan.arrays(self, key, shardings)
+        made = {k: v for k, v in params.items() if k not in self.tied}
+        return jax.tree.map(partial(_stored, dtype=self.store), made), state
 
 
 class Plan(NamedTuple):
@@ -173,6 +187,13 @@ class Plan(NamedTuple):
 
 # What init runs, it runs once: on CPU this halves the time to compile random numbers.
 _QUICK = {"xla_backend_optimization_level": 1}
+
+
+def _stored(x: Any, dtype: Any) -> Any:
+    """An array or a spec in a dtype, if it is floating point."""
+    if dtype is None or not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return x.astype(dtype) if hasattr(x, "astype") else x.update(dtype=dtype)
 
 
 def _leaf_key(leaf: Leaf, key: Key) -> Key:
@@ -396,7 +417,7 @@ class Recorder:
         )
         self._add(
             Leaf(layer, param_path(frame.site), param_path(frame.keypath), frame.stack,
-                 indices, plan)
+                 indices, plan, store=frame.run.store)
         )  # fmt: skip
         frame.params = jax.tree.map(partial(_seen, frame.run.cast), plan.params)
         frame.state = jax.tree.map(_zeros, plan.state)
@@ -538,10 +559,10 @@ def materialize(
         if not leaf.plan.params and not leaf.plan.state:
             continue
         try:
-            made, kept = leaf.plan.arrays(leaf, key, rules.get(leaf.path))
+            made, kept = leaf.arrays(key, rules.get(leaf.path))
         except Exception as error:
             raise located(error, leaf.path, leaf.layer) from error.__cause__
-        put(params, leaf.path, {k: v for k, v in made.items() if k not in leaf.tied})
+        put(params, leaf.path, made)
         put(state, leaf.path, kept)
     return params, state
 
@@ -609,7 +630,8 @@ def _memo_key(frame: Frame, args: Any, kwargs: Any, method: str) -> Any:
     if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
         return None
     avals = tuple(jax.typeof(leaf) for leaf in leaves)
-    return (frame.layer.named(None), method, tree, avals, frame.run.cast)
+    run = frame.run
+    return (frame.layer.named(None), method, tree, avals, run.cast, run.store)
 
 
 def _plain(y: Any) -> bool:

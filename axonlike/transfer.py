@@ -314,14 +314,12 @@ def _filled(recorder: Recorder, known: Any, key: Key) -> Trees:
     trees: tuple[Params, State] = ({}, {})
     for leaf in recorder.leaves.values():
         made: Any = None
-        for kind, specs in enumerate((leaf.plan.params, leaf.plan.state)):
+        for kind, specs in enumerate((leaf.specs, leaf.plan.state)):
             arrays: dict[str, Any] = {}
             for name, spec in specs.items():
-                if kind == 0 and name in leaf.tied:
-                    continue
                 value = _known(leaf, name, spec, kind, known)
                 if value is None:
-                    made = leaf.plan.arrays(leaf, key) if made is None else made
+                    made = leaf.arrays(key) if made is None else made
                     value = made[kind][name]
                 arrays[name] = value
             put(trees[kind], leaf.path, arrays)

@@ -14,8 +14,9 @@ from axonlike.errors import ShapeError
 from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
 from axonlike.leaf import first_step
-from axonlike.names import assign, closed, given, inside
+from axonlike.names import assign, closed, given, inside, walk
 from axonlike.paths import check_name
+from axonlike.selector import choose
 from axonlike.spec import same, show
 from axonlike.types import PyTree
 
@@ -646,7 +647,7 @@ def _equal_outputs(kind: str, specs: Mapping[str, Any]) -> None:
 
 
 @layer
-def frozen(f: Any, *, name: str | None = None) -> Any:
+def frozen(f: Any, *, but: Any = None, name: str | None = None) -> Any:
     """A layer whose params get no gradient.
 
     The gradient with respect to its params is zero, that with respect to its input is
@@ -654,9 +655,13 @@ def frozen(f: Any, *, name: str | None = None) -> Any:
 
     Args:
         f: a layer.
+        but: a selector of params, by their paths in `f`, that are not frozen: `"**/bias"`.
 
     Shapes:
         As `f`'s.
+
+    Raises:
+        PathError: `but` means no param.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -667,10 +672,10 @@ def frozen(f: Any, *, name: str | None = None) -> Any:
         0.0
     """
     if not isinstance(f, Layer):
-        return frozen(as_layer(f, "frozen"))
+        return frozen(as_layer(f, "frozen"), but=but)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        inner = frame.under(None, jax.lax.stop_gradient(frame.params), frame.state)
+        inner = frame.under(None, _stopped(frame, but), frame.state)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return y
@@ -678,9 +683,31 @@ def frozen(f: Any, *, name: str | None = None) -> Any:
     return wrapper(f, run)
 
 
+def _stopped(frame: Frame, but: Any) -> Any:
+    """Params that pass on no gradient, but for those that are chosen."""
+    if but is None or frame.run.recorder is not None:
+        return jax.lax.stop_gradient(frame.params)
+    found, tree = cast(Any, jax.tree_util.tree_flatten_with_path(frame.params))
+    items = [
+        (jax.tree_util.keystr(keys, simple=True, separator="/"), leaf)
+        for keys, leaf in found
+    ]
+    layers = list(walk(frame.layer, frame.places, "", every=True))
+    free = choose("frozen: but", but, items, layers)
+    return tree.unflatten(
+        leaf if copies else jax.lax.stop_gradient(leaf)
+        for (_, leaf), copies in zip(items, free, strict=True)
+    )
+
+
 @layer
 def mixed(
-    f: Any, compute: Any = None, output: Any = None, *, name: str | None = None
+    f: Any,
+    compute: Any = None,
+    output: Any = None,
+    *,
+    params: Any = None,
+    name: str | None = None,
 ) -> Any:
     """A layer computed in another dtype: params and inputs are cast, integers are not.
 
@@ -688,6 +715,7 @@ def mixed(
         f: a layer.
         compute: dtype of the computation; None leaves it to the input.
         output: dtype of the output; None leaves it as computed.
+        params: dtype in which `init` makes the params; None leaves it to the layers.
 
     Shapes:
         As `f`'s; floating-point outputs in `output`.
@@ -703,7 +731,7 @@ def mixed(
     References:
         Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
-    for dtype in (compute, output):
+    for dtype in (compute, output, params):
         if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
             name = getattr(dtype, "__name__", dtype)
             raise TypeError(
@@ -711,18 +739,33 @@ def mixed(
                 "Write jnp.bfloat16, or leave it out."
             )
     if not isinstance(f, Layer):
-        return mixed(as_layer(f, "mixed"), compute, output)
+        return mixed(as_layer(f, "mixed"), compute, output, params=params)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        inner = frame.under(None, _cast(frame.params, compute), frame.state)
-        if _recording(frame) and compute is not None:
-            inner.run = inner.run._replace(cast=compute)
+        inner = frame.under(None, _cast_params(frame.params, compute), frame.state)
+        if _recording(frame):
+            old = inner.run
+            inner.run = old._replace(
+                cast=compute or params or old.cast, store=params or old.store
+            )
         args, kwargs = _cast((args, dict(kwargs)), compute)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return _cast(y, output)
 
     return wrapper(f, run)
+
+
+def _cast_params(params: Any, dtype: Any) -> Any:
+    """Params in another dtype; each cast bears the path of its array in profiles."""
+    if dtype is None:
+        return params
+
+    def one(keys: Any, leaf: Any) -> Any:
+        with jax.named_scope(jax.tree_util.keystr(keys, simple=True, separator="/")):
+            return _cast(leaf, dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:
