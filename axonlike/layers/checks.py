@@ -12,7 +12,19 @@ import numpy as np
 from axonlike.errors import ShapeError
 from axonlike.spec import show
 
-_COMPLEX = frozenset(("avg_pool", "conv", "dense", "dropout", "global_avg_pool"))
+_COMPLEX = frozenset(
+    (
+        "avg_pool",
+        "bias",
+        "bilinear",
+        "conv",
+        "dense",
+        "dropout",
+        "einsum",
+        "global_avg_pool",
+        "scale",
+    )
+)
 """The layers whose formula holds for complex numbers as it does for real ones."""
 
 
