@@ -18,6 +18,7 @@ import pytest
 from jax import lax
 
 import axonlike as al
+from axonlike.layers.normalize import Over, normalized
 
 KEY = jax.random.key(0)
 
@@ -69,16 +70,17 @@ def halved(x):
     return x
 
 
-@jax.jit
-def _standardized(x):
-    """Under jit: XLA then fuses a deep stack of them as well as one."""
-    centred = x - jnp.mean(x, -1, keepdims=True)
-    return centred * lax.rsqrt(jnp.mean(jnp.square(centred), -1, keepdims=True) + 1e-6)
+def along_last(p, x):
+    """The arrays of a norm at the rank of its input."""
+    return {
+        k: jnp.reshape(a, (*(1,) * (x.ndim - 1), x.shape[-1])) for k, a in p.items()
+    }
 
 
 def layer_normed(p, x):
-    y = _standardized(x) * jnp.broadcast_to(p["scale"], x.shape)
-    return y + jnp.broadcast_to(p["bias"], x.shape)
+    """With the derivative that the norms share, which is tested on its own."""
+    q, over = along_last(p, x), Over((x.ndim - 1,))
+    return normalized(x, q["scale"], q["bias"], None, over, 1e-6, True)[0]
 
 
 def attended(p, x, heads):
@@ -106,20 +108,17 @@ def transformer_block(p, x, heads=2):
 
 
 def batch_normed(p, s, x, train, momentum=0.9):
+    q, running = along_last(p, x), along_last(s, x)
     if train:
-        axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes)
-        centred = x - jnp.broadcast_to(mean, x.shape)
-        var = jnp.mean(jnp.square(centred), axes)
-        s = {
-            "mean": momentum * s["mean"] + (1 - momentum) * mean,
-            "var": momentum * s["var"] + (1 - momentum) * var,
-        }
-    else:
-        var, centred = s["var"], x - jnp.broadcast_to(s["mean"], x.shape)
-    factor = lax.rsqrt(var + 1e-5) * p["scale"]
-    y = centred * jnp.broadcast_to(factor, x.shape)
-    return y + jnp.broadcast_to(p["bias"], x.shape), s
+        over = Over(tuple(range(x.ndim - 1)))
+        y, mean, var = normalized(x, q["scale"], q["bias"], None, over, 1e-5, True)
+        moved = {}
+        for name, measured in (("mean", mean), ("var", var)):
+            own = jnp.reshape(measured, s[name].shape)
+            moved[name] = momentum * s[name] + (1 - momentum) * own
+        return y, moved
+    factor = lax.rsqrt(running["var"] + 1e-5) * q["scale"]
+    return (x - running["mean"]) * factor + q["bias"], s
 
 
 def key_at(key, path):
