@@ -18,7 +18,7 @@ from axonlike.combinators.tying import ties
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Layer
 from axonlike.names import walk
-from axonlike.selector import Copies, Item, Where, at, choose, is_whole, spelled
+from axonlike.selector import Copies, Item, Where, at, choose, is_whole, whole
 from axonlike.spec import show
 from axonlike.types import Params, PyTree
 
@@ -149,15 +149,8 @@ def _whole(
     tied = {} if model is None else dict(ties(model))
     marks: dict[str, bool] = {}
     for path, array, copies in _chosen(verb, tree, where, model):
-        if copies and not is_whole(copies, path, array):
-            home = path.split("/*", 1)[0]
-            raise ValueError(
-                f"{verb}: {spelled(where)!r} means some of the copies that are stacked in "
-                f"{path!r}, and an array is not divided. "
-                f"Write unstack(params, {home!r}) first."
-            )
         home = tied.get(path, path)
-        marks[home] = bool(copies) or marks.get(home, False)
+        marks[home] = whole(copies, verb, path, array) or marks.get(home, False)
     return marks
 
 

@@ -223,3 +223,14 @@ def at(path: str, indices: tuple[int, ...]) -> str:
 def is_whole(copies: Copies, path: str, value: Any) -> bool:
     """Whether all copies of an array are chosen."""
     return len(copies) == len(_all(path, value))
+
+
+def whole(copies: Copies, verb: str, path: str, value: Any) -> bool:
+    """Whether an array is chosen; an error where only some of its copies are."""
+    if copies and not is_whole(copies, path, value):
+        home = path.split("/*", 1)[0]
+        raise ValueError(
+            f"{verb}: means some of the copies that are stacked in {path!r}, and an "
+            f"array is not divided. Write unstack(params, {home!r}) first."
+        )
+    return bool(copies)

@@ -88,8 +88,8 @@ def freeze(model: Layer, where: Where) -> Layer:
             return layer
         return frozen(layer.named(None)).named(layer.name)
 
-    spots = _outermost(_chosen("freeze", model, where))
-    return _rewritten(model, {s.chain: change(s.layer) for s in spots})
+    chosen = outermost(chosen_spots("freeze", model, where))
+    return rewritten(model, {spot.chain: change(spot.layer) for spot in chosen})
 
 
 def trainable(model: Layer, params: PyTree) -> PyTree:
@@ -115,22 +115,38 @@ def trainable(model: Layer, params: PyTree) -> PyTree:
         >>> al.trainable(model, params)["body"]
         {'bias': False, 'kernel': False}
     """
-    homes = [
-        path
-        for spot in _spots(model)
-        if spot.layer.factory is frozen
-        for path in spot.paths
-    ]
+    still = _frozen_paths(model, params)
     tied: dict[str, list[str]] = {}
     for target, source in ties(model):
         tied.setdefault(source, []).append(target)
 
-    def still(path: str) -> bool:
-        return any(not home or path.startswith(f"{home}/") for home in homes)
+    def free(path: str, _: Any) -> bool:
+        return not all(each in still for each in [path, *tied.get(path, [])])
 
-    return mapped(
-        lambda path, _: not all(map(still, [path, *tied.get(path, [])])), params
-    )
+    return mapped(free, params)
+
+
+def _frozen_paths(model: Layer, params: PyTree) -> set[str]:
+    """The paths of all arrays that a `frozen` stops the gradient of."""
+    found: set[str] = set()
+    items = paths(params, model)
+    for spot in spots(model):
+        if spot.layer.factory is not frozen:
+            continue
+        for home in spot.paths:
+            start = f"{home}/" if home else ""
+            inside = [(p[len(start) :], a) for p, a in items if p.startswith(start)]
+            found |= {f"{start}{p}" for p in _stopped(spot, inside)}
+    return found
+
+
+def _stopped(spot: Spot, items: list[Item]) -> list[str]:
+    but = spot.layer.config["but"]
+    if but is None:
+        return [path for path, _ in items]
+    layers = list(walk(spot.layer, spot.layer.places, "", every=True))
+    free = choose("trainable", but, items, layers)
+    return [path for (path, _), copies in zip(items, free, strict=True) if not copies]
 
 
 def replace(
@@ -173,11 +189,10 @@ def replace(
         (8, 5)
     """
     layer = as_layer(new, "replace").named(None)
-    spots = _innermost(_chosen("replace", model, where))
-    changed = _rewritten(
-        model, {spot.chain: layer.named(spot.layer.name) for spot in spots}
-    )
-    fresh = [path for spot in spots for path in spot.paths]
+    chosen = innermost(chosen_spots("replace", model, where))
+    changes = {spot.chain: layer.named(spot.layer.name) for spot in chosen}
+    changed = rewritten(model, changes)
+    fresh = [path for spot in chosen for path in spot.paths]
     return carried(model, changed, params, state, fresh, key, spec)
 
 
@@ -257,7 +272,9 @@ def remove(model: Layer, params: Params, state: State, where: Where) -> Model:
 
     changed, _ = _repiped("remove", model, where, change)
     gone = [
-        p for spot in _outermost(_chosen("remove", model, where)) for p in spot.paths
+        p
+        for spot in outermost(chosen_spots("remove", model, where))
+        for p in spot.paths
     ]
     kept = without(params, gone), without(state, gone)
     for target, source in ties(changed):
@@ -339,7 +356,7 @@ def _at(index: int, array: Any) -> Any:
 # --- how a model is rewritten
 
 
-def _spots(
+def spots(
     layer: Layer,
     place: Place | None = None,
     prefixes: tuple[str, ...] = ("",),
@@ -357,16 +374,16 @@ def _spots(
             for prefix in prefixes
             for name in names
         )
-        yield from _spots(child, places[slot], below, (*chain, slot))
+        yield from spots(child, places[slot], below, (*chain, slot))
 
 
-def _chosen(verb: str, model: Layer, where: Where) -> list[Spot]:
+def chosen_spots(verb: str, model: Layer, where: Where) -> list[Spot]:
     """The layers that a selector means."""
-    spots = list(_spots(model))
-    items: list[Item] = [(path, spot.layer) for spot in spots for path in spot.paths]
+    every = list(spots(model))
+    items: list[Item] = [(path, spot.layer) for spot in every for path in spot.paths]
     marks = iter(choose(verb, where, items, items))
     chosen: list[Spot] = []
-    for spot in spots:
+    for spot in every:
         each = [bool(next(marks)) for _ in spot.paths]
         if any(each) and not all(each):
             raise ValueError(
@@ -379,7 +396,7 @@ def _chosen(verb: str, model: Layer, where: Where) -> list[Spot]:
 
 
 def _one(verb: str, model: Layer, where: Where) -> Spot:
-    chosen = _innermost(_chosen(verb, model, where))
+    chosen = innermost(chosen_spots(verb, model, where))
     if len(chosen) > 1:
         names = [spot.paths[0] for spot in chosen]
         raise ValueError(
@@ -389,23 +406,23 @@ def _one(verb: str, model: Layer, where: Where) -> Spot:
     return chosen[0]
 
 
-def _outermost(spots: list[Spot]) -> list[Spot]:
+def outermost(found: list[Spot]) -> list[Spot]:
     """Without those inside of others."""
-    chains = {spot.chain for spot in spots}
+    chains = {spot.chain for spot in found}
     return [
         spot
-        for spot in spots
+        for spot in found
         if not any(spot.chain[:n] in chains for n in range(len(spot.chain)))
     ]
 
 
-def _innermost(spots: list[Spot]) -> list[Spot]:
+def innermost(found: list[Spot]) -> list[Spot]:
     """Of layers at one path the innermost; of other nested ones the outermost."""
-    deepest = {spot.paths: spot for spot in spots}  # a body comes after its wrapper
-    return _outermost([spot for spot in spots if deepest[spot.paths] is spot])
+    deepest = {spot.paths: spot for spot in found}  # a body comes after its wrapper
+    return outermost([spot for spot in found if deepest[spot.paths] is spot])
 
 
-def _rewritten(
+def rewritten(
     layer: Layer,
     changes: Mapping[Chain, Layer],
     chain: Chain = (),
@@ -417,7 +434,7 @@ def _rewritten(
     places = layer.places if place is None else place.below
     swaps: dict[str, Layer] = {}
     for slot, child in layer.children.items():
-        new = _rewritten(child, changes, (*chain, slot), places[slot])
+        new = rewritten(child, changes, (*chain, slot), places[slot])
         if new is not child:
             swaps[slot] = new
     if not swaps:
@@ -447,13 +464,13 @@ def _repiped(
 
     Its None is the layer that is there. Returns the paths of what is new as well.
     """
-    spots = {spot.chain: spot for spot in _spots(model)}
-    chosen = _outermost(_chosen(verb, model, where))
+    every = {spot.chain: spot for spot in spots(model)}
+    chosen = outermost(chosen_spots(verb, model, where))
     changes: dict[Chain, Layer] = {}
     fresh: list[str] = []
     for parent in dict.fromkeys(spot.chain[:-1] for spot in chosen):
         pipe, marked = (
-            spots[parent],
+            every[parent],
             [s.chain[-1] for s in chosen if s.chain[:-1] == parent],
         )
         if pipe.layer.kind != "serial" or not all(s.chain for s in chosen):
@@ -474,7 +491,7 @@ def _repiped(
             for name in _firsts(made.places)
             if name not in known
         ]
-    return _rewritten(model, changes), fresh
+    return rewritten(model, changes), fresh
 
 
 def _firsts(places: Mapping[str, Place]) -> list[str]:
