@@ -45,6 +45,7 @@ from axonlike.layers.attention import attention, projection
 from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.conv import conv
 from axonlike.layers.declare import input, parameter
+from axonlike.layers.depthwise import depthwise_conv, separable_conv
 from axonlike.layers.dropout import dropout
 from axonlike.layers.embed import embedding
 from axonlike.layers.group_norm import (
@@ -123,6 +124,7 @@ __all__ = [
     "batch_norm",
     "conv",
     "dense",
+    "depthwise_conv",
     "dropout",
     "embedding",
     "filter_response_norm",
@@ -142,6 +144,7 @@ __all__ = [
     "projection",
     "reshape",
     "rms_norm",
+    "separable_conv",
     "transpose",
     # the layers inside a model, and the contract of one
     "layers",

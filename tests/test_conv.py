@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import channels_first, channels_last, close, normal, ours, run, same_pads
+from parity import close, drawn, normal, ours, reference, same_pads
 
 import axonlike as al
 
@@ -47,13 +47,69 @@ CONFIGS = {
     "2d without bias": ((2, 6, 5, 3), {"kernel_size": 3, "use_bias": False}),
     "2d stride past the kernel": ((2, 9, 9, 2), {"kernel_size": 2, "strides": 4}),
     "2d empty batch": ((0, 6, 5, 3), {"kernel_size": 3}),
+    "1d replicate": ((2, 7, 3), {"kernel_size": 4, "padding": "REPLICATE"}),
+    "1d input dilation": ((2, 5, 3), {"kernel_size": 4, "input_dilation": 3}),
+    "2d same lower": ((2, 7, 8, 3), {"kernel_size": 4, "padding": "SAME_LOWER"}),
+    "2d circular": ((2, 6, 5, 3), {"kernel_size": 3, "padding": "CIRCULAR"}),
+    "2d circular strided": (
+        (2, 6, 5, 3),
+        {"kernel_size": (4, 3), "padding": "CIRCULAR", "strides": 2},
+    ),
+    "2d reflect dilated": (
+        (2, 6, 7, 3),
+        {"kernel_size": 3, "padding": "REFLECT", "kernel_dilation": (2, 1)},
+    ),
+    "2d input dilation": (
+        (2, 4, 5, 3),
+        {
+            "kernel_size": 3,
+            "input_dilation": (2, 3),
+            "padding": ((2, 1), 2),
+            "strides": 2,
+        },
+    ),
+    "2d input dilation groups": (
+        (2, 4, 5, 4),
+        {"kernel_size": 3, "input_dilation": 2, "feature_group_count": 2},
+    ),
+    "2d pointwise strided": ((2, 6, 5, 3), {"kernel_size": 1, "strides": (2, 3)}),
+    "2d pointwise padded": ((2, 6, 5, 3), {"kernel_size": 1, "padding": 1}),
+    "2d patches": ((2, 6, 4, 3), {"kernel_size": (3, 2), "strides": (3, 2)}),
+    "2d patches left out": (
+        (2, 7, 5, 3),
+        {"kernel_size": 2, "strides": 2, "padding": "VALID"},
+    ),
+    "2d depthwise strided dilated": (
+        (2, 9, 8, 6),
+        {
+            "kernel_size": (2, 3),
+            "strides": (2, 1),
+            "kernel_dilation": (1, 2),
+            "feature_group_count": 6,
+        },
+    ),
+    "2d depthwise reflect": (
+        (2, 6, 5, 4),
+        {"kernel_size": 5, "padding": "REFLECT", "feature_group_count": 4},
+    ),
+    "1d depthwise of many taps": (
+        (1, 140, 2),
+        {"kernel_size": 130, "padding": "CAUSAL", "feature_group_count": 2},
+    ),
+    "2d groups of many channels": (
+        (1, 5, 4, 40),
+        {"kernel_size": 2, "feature_group_count": 2},
+    ),
     "3d": ((1, 4, 5, 3, 2), {"kernel_size": (2, 3, 1)}),
     "3d strided groups": (
         (2, 5, 4, 3, 4),
         {"kernel_size": 3, "strides": 2, "feature_group_count": 4},
     ),
+    "4d": ((1, 3, 2, 3, 2, 2), {"kernel_size": 2, "strides": (2, 1, 1, 1)}),
+    "4d depthwise": ((1, 3, 2, 3, 2, 3), {"kernel_size": 2, "feature_group_count": 3}),
 }
 FEATURES = 12
+MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect", "REPLICATE": "edge"}
 
 
 def _axes(value, ndim):
@@ -63,26 +119,41 @@ def _axes(value, ndim):
 def _geometry(shape, options):
     """Kernel size, strides, dilation and padding of each spatial axis."""
     ndim = len(shape) - 2
-    names = ("kernel_size", "strides", "kernel_dilation")
-    kernel, strides, dilation = (_axes(options.get(n, 1), ndim) for n in names)
+    names = ("kernel_size", "strides", "kernel_dilation", "input_dilation")
+    kernel, strides, dilation, holes = (_axes(options.get(n, 1), ndim) for n in names)
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    sizes = [(n - 1) * h + 1 for n, h in zip(shape[1:-1], holes, strict=True)]
     padding = options.get("padding", "SAME")
-    if padding == "SAME":
-        pads = list(map(same_pads, shape[1:-1], extent, strides))
+    if padding in {"SAME", "SAME_LOWER"}:
+        pads = list(map(same_pads, sizes, extent, strides))
+        pads = pads if padding == "SAME" else [(high, low) for low, high in pads]
     elif padding == "VALID":
         pads = [(0, 0)] * ndim
     elif padding == "CAUSAL":
         pads = [(extent[0] - 1, 0)]
+    elif padding in MODES:
+        pads = [((n - 1) // 2, n // 2) for n in extent]
     else:
         pads = [_axes(p, 2) for p in _axes(padding, ndim)]
     return kernel, strides, dilation, pads
 
 
+def _padded(x, shape, options):
+    """The input with its holes and its padding, in float32 NumPy."""
+    ndim = len(shape) - 2
+    holes = _axes(options.get("input_dilation", 1), ndim)
+    sizes = [(n - 1) * h + 1 for n, h in zip(shape[1:-1], holes, strict=True)]
+    wide = np.zeros((shape[0], *sizes, shape[-1]), x.dtype)
+    wide[(slice(None), *(slice(None, None, h) for h in holes))] = x
+    mode = MODES.get(str(options.get("padding")), "constant")
+    return np.pad(wide, [(0, 0), *_geometry(shape, options)[3], (0, 0)], mode)
+
+
 def _formula(x, kernel, bias, shape, options):
     """The definition: for each output position, the kernel times what it lies on."""
-    sizes, strides, dilation, pads = _geometry(shape, options)
+    sizes, strides, dilation, _ = _geometry(shape, options)
     groups = options.get("feature_group_count", 1)
-    x = np.pad(x.astype(np.float64), [(0, 0), *pads, (0, 0)])
+    x = _padded(x.astype(np.float64), shape, options)
     extent = [(k - 1) * d + 1 for k, d in zip(sizes, dilation, strict=True)]
     counts = [
         (n - e) // s + 1 for n, e, s in zip(x.shape[1:-1], extent, strides, strict=True)
@@ -101,33 +172,58 @@ def _formula(x, kernel, bias, shape, options):
     return y + bias
 
 
-def _built(name):
-    shape, options = CONFIGS[name]
-    layer = al.conv(FEATURES, bias_init=al.initializers.normal(1.0), **options)
-    x = normal(0, *shape)
-    params, state = layer.init(KEY, x)
-    assert state == {}
-    return layer, params, x, shape, options
+def _by_torch(params, x, weight, shape, options):
+    """Output and gradients; torch pads nothing and leaves no holes: that is done here."""
+    import torch
 
-
-@pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_conv_is_the_formula(name):
-    layer, params, x, shape, options = _built(name)
+    _, strides, dilation, _ = _geometry(shape, options)
     groups = options.get("feature_group_count", 1)
-    kernel = np.asarray(params["kernel"])
-    sizes = _axes(options["kernel_size"], len(shape) - 2)
-    assert kernel.shape == (*sizes, shape[-1] // groups, FEATURES)
-    bias = np.asarray(params.get("bias", 0.0))
-    y = run(layer, params, x)
-    close(y, _formula(x, kernel, bias, shape, options))
+    leaves = [
+        torch.tensor(np.ascontiguousarray(a), requires_grad=True)
+        for a in (x, params["kernel"], params.get("bias", np.zeros(FEATURES, "f")))
+    ]
+    tx, tk, tb = leaves
+    places = _padded(
+        np.arange(x.size, dtype=np.float64).reshape(shape) + 1, shape, options
+    )
+    index = torch.tensor(places.astype(np.int64))
+    flat = torch.cat([torch.zeros(1), tx.reshape(-1)])
+    lies = flat[index].movedim(-1, 1)
+    convolve = getattr(torch.nn.functional, f"conv{len(shape) - 2}d")
+    ty = convolve(lies, tk.movedim((-1, -2), (0, 1)), tb, strides, 0, dilation, groups)
+    ty = ty.movedim(1, -1)
+    (ty * torch.tensor(weight)).sum().backward()
+    return {"y": ty, "x": tx.grad, "kernel": tk.grad, "bias": tb.grad}
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
-def test_the_predicted_spec_is_right_with_symbolic_sizes(name):
+def test_conv_is_the_formula_and_its_gradients_are_those_of_torch(name):
     shape, options = CONFIGS[name]
-    spec = al.conv(FEATURES, **options).output_spec((None, *shape[1:]))
-    y = al.conv(FEATURES, **options).output_spec(shape)
-    assert tuple(spec.shape[1:]) == tuple(y.shape[1:])
+    layer = al.conv(FEATURES, **options)
+    x, ndim = normal(0, *shape), len(shape) - 2
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    groups, sizes = options.get("feature_group_count", 1), options["kernel_size"]
+    assert params["kernel"].shape == (
+        *_axes(sizes, ndim),
+        shape[-1] // groups,
+        FEATURES,
+    )
+    bias = params.get("bias", np.zeros(FEATURES, np.float32))
+    desired = _formula(x, params["kernel"], bias, shape, options)
+    assert layer.output_spec(shape).shape == desired.shape
+    assert layer.output_spec((None, *shape[1:])).shape[1:] == desired.shape[1:]
+    weight = normal(1, *desired.shape)
+    y, grads, for_x, _ = ours(layer, params, x, weight)
+    close(y, desired)
+    if ndim > 3 or not shape[0]:
+        return
+    theirs = reference(
+        f"conv/{name}", lambda: _by_torch(params, x, weight, shape, options)
+    )
+    close(y, theirs["y"])
+    close(for_x, theirs["x"])
+    for param, gradient in grads.items():
+        close(gradient, theirs[param])
 
 
 def test_same_padding_of_unknown_sizes_keeps_them():
@@ -139,30 +235,136 @@ def test_same_padding_of_unknown_sizes_keeps_them():
     assert spec.ndim == 4
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"2d empty batch"}))
-def test_conv_and_its_gradients_agree_with_torch(name):
-    torch = pytest.importorskip("torch")
-    layer, params, x, shape, options = _built(name)
-    _, strides, dilation, pads = _geometry(shape, options)
-    ndim, groups = len(shape) - 2, options.get("feature_group_count", 1)
-    kernel = np.moveaxis(np.array(params["kernel"]), (-1, -2), (0, 1)).copy()
-    tk = torch.tensor(kernel, requires_grad=True)
-    tb = None
-    if "bias" in params:
-        tb = torch.tensor(np.array(params["bias"]), requires_grad=True)
-    tx = torch.tensor(channels_first(x).copy(), requires_grad=True)
-    flat = [n for pair in reversed(pads) for n in pair]
-    convolve = getattr(torch.nn.functional, f"conv{ndim}d")
-    padded = torch.nn.functional.pad(tx, flat)
-    ty = convolve(padded, tk, tb, strides, 0, dilation, groups)
-    weight = normal(1, *channels_last(ty).shape)
-    (ty * torch.tensor(channels_first(weight).copy())).sum().backward()
+@pytest.mark.parametrize(
+    ("padding", "kernel_size", "strides"),
+    [("CIRCULAR", (4, 3), 2), ("REFLECT", (3, 4), (1, 2)), ("SAME", 2, 2)],
+)
+def test_paddings_and_masks_are_those_of_flax(padding, kernel_size, strides):
+    x, weight = normal(0, 2, 6, 5, 3), normal(1, 2, 6, 5, 4)
+    mask = np.tril(np.ones((*_axes(kernel_size, 2), 3, 4), np.float32))
+    layer = al.conv(4, kernel_size, strides, padding=padding, mask=mask)
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    weight = normal(1, *layer.output_spec(x.shape).shape)
+
+    def by_flax():
+        from flax import linen
+
+        sizes = _axes(kernel_size, 2)
+        model = linen.Conv(4, sizes, strides, padding=padding, mask=mask)
+
+        def loss(params, x):
+            y = model.apply({"params": params}, x)
+            return jnp.sum(y * weight), y
+
+        with jax.numpy_rank_promotion("allow"):
+            step = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+            (for_params, for_x), y = step(params, x)
+        return {"y": y, "x": for_x, **for_params}
+
+    theirs = reference(f"conv/flax {padding} {kernel_size}", by_flax)
     y, grads, for_x, _ = ours(layer, params, x, weight)
-    close(y, channels_last(ty))
-    close(for_x, channels_last(tx.grad))
-    close(np.moveaxis(np.asarray(grads["kernel"]), (-1, -2), (0, 1)), tk.grad)
-    if tb is not None:
-        close(grads["bias"], tb.grad)
+    for found, desired in ((y, "y"), (for_x, "x")):
+        close(found, theirs[desired])
+    for param, gradient in grads.items():
+        close(gradient, theirs[param])
+
+
+def test_the_mask_must_have_the_shape_of_the_kernel():
+    with pytest.raises(al.ShapeError) as error:
+        al.conv(4, 3, mask=np.ones((3, 2, 4))).init(KEY, (None, 5, 3))
+    assert str(error.value) == (
+        "conv: expected a mask of shape (3, 3, 4), got float64[3, 2, 4]. Give it the "
+        "shape of the kernel that it multiplies."
+    )
+
+
+def test_another_convolution_is_called_in_place_of_that_of_jax():
+    seen = []
+
+    def convolve(x, kernel, window_strides, padding, **options):
+        seen.append((window_strides, padding, options["feature_group_count"]))
+        return -jax.lax.conv_general_dilated(
+            x, kernel, window_strides, padding, **options
+        )
+
+    x = normal(0, 2, 6, 5, 4)
+    options = {"strides": 2, "feature_group_count": 2}
+    layer = al.conv(4, 3, conv_general_dilated=convolve, **options)
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    params["bias"] = np.zeros(4, np.float32)
+    seen.clear()
+    y = layer.predict(params, {}, x)
+    assert seen == [((2, 2), [(0, 1), (1, 1)], 2)]
+    close(y, -al.conv(4, 3, **options).predict(params, {}, x))
+
+
+GROUPED = {
+    "depthwise": {"features": 4, "feature_group_count": 4},
+    "depthwise, wide": {"features": 8, "feature_group_count": 4, "kernel_size": 4},
+    "groups": {"features": 6, "feature_group_count": 2},
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_every_derivative_of_groups_is_that_of_xla(name):
+    options = {"kernel_size": (3, 2), "strides": (2, 1)} | GROUPED[name]
+    layer, x = al.conv(use_bias=False, **options), normal(0, 2, 5, 4, 4)
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+
+    def ours(kernel, x):
+        return layer.predict({"kernel": kernel}, {}, x)
+
+    def plain(kernel, x):
+        groups = options["feature_group_count"]
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (2, 1),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def several(function):
+        def loss(kernel, x):
+            return jnp.sum(jnp.tanh(function(kernel, x)))
+
+        def both(kernel, x):
+            grads = jax.grad(loss, (0, 1))
+            tangents = (jnp.cos(kernel), jnp.sin(x))
+            vmapped = jax.vmap(function, (None, 0))(kernel, jnp.stack([x, -x]))
+            kernels = jax.vmap(function, (0, None))(jnp.stack([kernel, kernel * 2]), x)
+            return (
+                jax.jvp(grads, (kernel, x), tangents),
+                jax.jvp(lambda x: function(kernel, x), (x,), tangents[1:]),
+                jax.grad(loss, 0)(kernel, x),
+                jax.grad(loss, 1)(kernel, x),
+                vmapped,
+                kernels,
+            )
+
+        return jax.jit(both)(params["kernel"], x)
+
+    jax.tree.map(close, several(ours), several(plain))
+
+
+def test_groups_do_not_see_one_another_even_where_there_is_no_number():
+    layer, x = al.conv(4, 3, feature_group_count=4), normal(0, 2, 5, 4, 4)
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    y = layer.predict(params, {}, jnp.asarray(x).at[0, 0, 0, 1].set(jnp.nan))
+    assert np.isnan(y[..., 1]).any()
+    assert not np.isnan(y[..., np.array([0, 2, 3])]).any()
+
+
+def test_groups_are_left_to_xla_where_it_is_no_cpu():
+    layer, x = al.conv(4, 3, feature_group_count=4), jnp.ones((2, 5, 4, 4))
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    traced = jax.jit(layer.predict).trace(params, {}, x)
+    cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
+    cuda = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.convolution" not in cpu
+    assert "feature_group_count = 4" in cuda
+    assert "stablehlo.slice" not in cuda
 
 
 def test_causal_outputs_do_not_see_later_inputs():
@@ -193,17 +395,18 @@ BAD_OPTIONS = {
     "kernel_size": (
         (8, (3, 0)),
         {},
-        "conv: kernel_size must be a positive int or 1 to 3 of them, got (3, 0).",
+        "conv: kernel_size must be a positive int or one for each spatial axis, got "
+        "(3, 0).",
     ),
-    "four axes": (
-        (8, (1, 1, 1, 1)),
+    "no axes": (
+        (8, ()),
         {},
-        "conv: kernel_size must be a positive int or 1 to 3 of them, got (1, 1, 1, 1).",
+        "conv: kernel_size must be a positive int or one for each spatial axis, got ().",
     ),
     "strides": (
         (8, 3),
         {"strides": 1.5},
-        "conv: strides must be a positive int or 1 to 3 of them, got 1.5.",
+        "conv: strides must be a positive int or one for each spatial axis, got 1.5.",
     ),
     "agreement": (
         (8, (3, 3)),
@@ -213,16 +416,16 @@ BAD_OPTIONS = {
     "padding": (
         (8, 3),
         {"padding": "same"},
-        "conv: padding must be one of SAME, VALID, CAUSAL, an int from 0 on, or for "
-        "each "
-        "spatial axis such an int or a pair (low, high), got 'same'.",
+        "conv: padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, CIRCULAR, REFLECT, "
+        "REPLICATE, an int from 0 on, or for each spatial axis such an int or a pair "
+        "(low, high), got 'same'.",
     ),
     "negative padding": (
         (8, 3),
         {"padding": -1},
-        "conv: padding must be one of SAME, VALID, CAUSAL, an int from 0 on, or for "
-        "each "
-        "spatial axis such an int or a pair (low, high), got -1.",
+        "conv: padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, CIRCULAR, REFLECT, "
+        "REPLICATE, an int from 0 on, or for each spatial axis such an int or a pair "
+        "(low, high), got -1.",
     ),
     "groups": (
         (8, 3),
@@ -250,7 +453,7 @@ BAD_INPUTS = {
     "rank of an int": (
         al.conv(8, 3),
         (4, 28),
-        "conv: expected (batch, *spatial, channels) with 1 to 3 spatial axes, got "
+        "conv: expected (batch, *spatial, channels) with 1 or more spatial axes, got "
         "float32[4, 28]. Add an axis of size 1 with x[..., None] where channels are "
         "missing.",
     ),

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import jax.numpy as jnp
 from jax import lax
 
 from axonlike.errors import ShapeError
-from axonlike.layers.checks import exactly, is_int
+from axonlike.layers.checks import at_least, exactly, is_int
 from axonlike.spec import is_unknown, show
 
 Sizes = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
 Pads = list[tuple[Any, Any]]
+
+PADDINGS = ("SAME", "SAME_LOWER", "VALID", "CAUSAL", "CIRCULAR", "REFLECT", "REPLICATE")
+"""The paddings that convolutions know by name."""
+
+MODES = {"CIRCULAR": "wrap", "REFLECT": "reflect", "REPLICATE": "edge"}
+"""Paddings by values of the input, and what `jnp.pad` calls them."""
 
 
 def axes_of(value: Sizes, ndim: int) -> tuple[int, ...]:
@@ -53,6 +60,54 @@ def check_padding(kind: str, padding: Padding, names: tuple[str, ...]) -> None:
         )
 
 
+def check_sizes(kind: str, **options: Any) -> None:
+    """Refuses what is neither a positive int nor some of them, one for each axis."""
+    for name, value in options.items():
+        many = isinstance(value, (tuple, list))
+        sizes: list[Any] = list(cast("Sequence[Any]", value)) if many else [value]
+        if not sizes or not all(is_int(n) and n >= 1 for n in sizes):
+            raise ValueError(
+                f"{kind}: {name} must be a positive int or one for each spatial axis, "
+                f"got {value!r}."
+            )
+
+
+def check_windows(
+    kind: str, kernel_size: Sizes, names: tuple[str, ...], **options: Any
+) -> None:
+    """Refuses windows that are none: sizes, names of paddings, numbers of axes."""
+    padding = options["padding"]
+    sizes = {name: value for name, value in options.items() if name != "padding"}
+    check_sizes(kind, kernel_size=kernel_size, **sizes)
+    check_padding(kind, padding, names)
+    check_agree(kind, "kernel_size", kernel_size, **options)
+
+
+def kernel_shape(
+    kind: str, x: Any, kernel_size: Sizes, groups: int, features: int
+) -> tuple[int, ...]:
+    """A kernel's shape for this input, whose channels the groups must divide."""
+    channels = x.shape[-1]
+    if groups > 1 and channels % groups != 0:
+        raise ShapeError(
+            kind,
+            f"(batch, *spatial, channels) with channels a multiple of {groups}",
+            show(x),
+            "Choose a feature_group_count that divides them.",
+        )
+    return (*axes_of(kernel_size, x.ndim - 2), channels // groups, features)
+
+
+def check_spatial(kind: str, x: Any, sizes: Sizes, *, floating: bool = True) -> None:
+    """Refuses what is not `(batch, *spatial, channels)`, at any number of axes."""
+    if isinstance(sizes, (tuple, list)):
+        check_rank(kind, x, sizes, floating=floating)
+        return
+    expected = "(batch, *spatial, channels) with 1 or more spatial axes"
+    hint = "Add an axis of size 1 with x[..., None] where channels are missing."
+    at_least(kind, x, 3, expected, hint, floating=floating)
+
+
 def check_rank(kind: str, x: Any, sizes: Sizes, *, floating: bool = True) -> None:
     """Refuses what is not `(batch, *spatial, channels)` of the window's rank."""
     if isinstance(sizes, (tuple, list)):
@@ -76,15 +131,18 @@ def pads_of(
     padding: Padding,
     window: tuple[int, ...],
     strides: tuple[int, ...],
+    sizes: tuple[Any, ...] | None = None,
 ) -> Pads:
     """How much to pad before and after each spatial axis, for windows of this extent.
+
+    `sizes` are those of the spatial axes, where they are not the input's own.
 
     Raises:
         ShapeError: a window is larger than the padded axis, or padding is for other
             axes.
     """
-    sizes = tuple(x.shape[1:-1])
-    pads = _pads(kind, x, padding, window, strides)
+    sizes = tuple(x.shape[1:-1]) if sizes is None else sizes
+    pads = _pads(kind, x, padding, window, strides, sizes)
     for size, extent, (low, high) in zip(sizes, window, pads, strict=True):
         known = not any(map(is_unknown, (size, low, high)))
         if known and size == 0 and padding != "VALID":
@@ -100,14 +158,29 @@ def pads_of(
     return pads
 
 
+def extended(x: Any, padding: Padding, pads: Pads) -> tuple[Any, Pads]:
+    """The input with what is padded by its own values, and the zeros still to pad."""
+    if not (isinstance(padding, str) and padding in MODES):
+        return x, pads
+    widths = [(0, 0), *pads, (0, 0)]
+    return jnp.pad(x, widths, MODES[padding]), [(0, 0)] * len(pads)
+
+
+def extent_of(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+    """How far windows of these sizes reach, with gaps between what they touch."""
+    return tuple((n - 1) * d + 1 for n, d in zip(sizes, dilation, strict=True))
+
+
 def _pads(
     kind: str,
     x: Any,
     padding: Padding,
     window: tuple[int, ...],
     strides: tuple[int, ...],
+    sizes: tuple[Any, ...],
 ) -> Pads:
-    sizes = tuple(x.shape[1:-1])
+    if isinstance(padding, str) and padding in MODES:
+        return [((n - 1) // 2, n // 2) for n in window]
     if padding == "CAUSAL":
         if len(sizes) != 1:
             hint = "CAUSAL padding is for one axis of time."
