@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,7 +20,8 @@ import numpy as np
 from axonlike.blame import hide, located
 from axonlike.errors import PathError, ShapeError
 from axonlike.frame import Frame, path_words
-from axonlike.paths import matching
+from axonlike.paths import join
+from axonlike.selector import choose, whole
 from axonlike.signature import Signature
 from axonlike.spec import is_unknown, show
 from axonlike.types import Key, Params, PyTree, State
@@ -138,11 +139,19 @@ class Leaf(NamedTuple):
     keypath: str
     stack: tuple[int, ...]
     indices: tuple[int, ...]
-    plan: Plan
+    own: Plan
+    """How it makes them by itself."""
     tied: frozenset[str] = frozenset()
     """The params that it does not make, because others serve in their place."""
     store: Any = None
     """The dtype of its floating-point params, where a wrapper says so."""
+    added: tuple[Any, ...] = ()
+    """What wrappers add to its arrays: `(key, params) -> (params, state)`, hashable."""
+
+    @property
+    def plan(self) -> Plan:
+        """How its arrays are made, and what wrappers add to them."""
+        return reduce(Plan.extended, self.added, self.own)
 
     @property
     def specs(self) -> Params:
@@ -183,6 +192,22 @@ class Plan(NamedTuple):
                 compiler_options=_QUICK if quick else None,
             )
         return self.compiled[which](key)
+
+    def extended(self, more: Any) -> Plan:
+        """The same with what `more` makes of the key and the params; made once."""
+
+        def function(key: Key) -> tuple[Params, State]:
+            params, state = self.function(key)
+            new_params, new_state = more(key, params)
+            return {**params, **new_params}, {**state, **new_state}
+
+        if more not in self.compiled:
+            key = jax.eval_shape(lambda: jax.random.key(0))
+            params, state = jax.eval_shape(function, key)
+            self.compiled[more] = self._replace(
+                function=function, params=params, state=state, compiled={}
+            )
+        return self.compiled[more]
 
 
 # What init runs, it runs once: on CPU this halves the time to compile random numbers.
@@ -427,7 +452,7 @@ class Recorder:
         path = param_path(frame.site)
         found: dict[str, Any] = {}
         for leaf in self.leaves.values():
-            if leaf.path == path or leaf.path.startswith(path + "/"):
+            if leaf.path == path or leaf.path.startswith(f"{path}/" if path else ""):
                 steps = leaf.path[len(path) :].strip("/")
                 copies = tuple(n for n in leaf.stack[len(frame.stack) :] if n >= 0)
                 see = partial(_seen, frame.run.cast, copies=copies)
@@ -458,9 +483,35 @@ class Recorder:
                 "Both need one shape"
                 + (", or transpose=True." if shape[::-1] == tuple(ours.shape) else "."),
             )
-        new = leaf._replace(tied=leaf.tied | {name})
-        self.leaves[leaf.path] = new
-        self._log[:] = [new if each.path == leaf.path else each for each in self._log]
+        self._change(leaf._replace(tied=leaf.tied | {name}))
+
+    def mark(self) -> int:
+        """A point in the pass, for `since`."""
+        return len(self._log)
+
+    def since(self, mark: int, frame: Frame) -> dict[str, tuple[Leaf, Any]]:
+        """The params that leaves below a frame make by themselves, reached since a mark.
+
+        By path from the frame: the leaf, and the spec of all copies.
+        """
+        found: dict[str, tuple[Leaf, Any]] = {}
+        for leaf in self._log[mark:]:
+            home = leaf.path[len(param_path(frame.site)) :].strip("/")
+            copies = tuple(n for n in leaf.stack[len(frame.stack) :] if n >= 0)
+            for name, spec in _named(leaf.own.params):
+                whole = jax.ShapeDtypeStruct((*copies, *spec.shape), spec.dtype)
+                found[f"{home}/{name}".strip("/")] = leaf, whole
+        return found
+
+    def extend(self, path: str, more: Any) -> None:
+        """Notes what a wrapper adds to the arrays of a leaf."""
+        leaf = self.leaves[path]
+        added = leaf.added if more in leaf.added else (*leaf.added, more)
+        self._change(leaf._replace(added=added))
+
+    def _change(self, new: Leaf) -> None:
+        self.leaves[new.path] = new
+        self._log[:] = [new if each.path == new.path else each for each in self._log]
 
     def _param(self, site: str, path: str) -> tuple[Leaf, str]:
         """The leaf that makes the param at a path below a site, and the param's name."""
@@ -482,14 +533,14 @@ class Recorder:
     def _add(self, leaf: Leaf) -> None:
         self._log.append(leaf)
         old = self.leaves.setdefault(leaf.path, leaf)
-        if old is leaf or old.plan is leaf.plan:
+        if old is leaf or old.own is leaf.own:
             return
-        ours, theirs = _named(old.plan.params), _named(leaf.plan.params)
+        ours, theirs = _named(old.own.params), _named(leaf.own.params)
         if [(n, a.shape) for n, a in ours] != [(n, a.shape) for n, a in theirs]:
             raise ShapeError(
                 leaf.layer.kind,
-                f"the params of its first use, {show(old.plan.params)}",
-                show(leaf.plan.params),
+                f"the params of its first use, {show(old.own.params)}",
+                show(leaf.own.params),
                 "A layer called twice has one set of weights: give it equal widths.",
             )
 
@@ -588,26 +639,39 @@ def _taken(path: str, name: str) -> ValueError:
     )
 
 
-def _shardings(recorder: Recorder, globs: Mapping[str, Any] | None) -> dict[str, Any]:
+def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str, Any]:
     """For each leaf, the shardings of its params and state; unmatched arrays keep None."""
-    if not globs:
+    if not rules:
         return {}
-    arrays = {
-        f"{leaf.path}/{name}".strip("/"): None
-        for leaf in recorder.leaves.values()
-        for name, _ in _named(leaf.plan.params) + _named(leaf.plan.state)
-        if name not in leaf.tied
-    }
-    chosen = matching("shardings", globs, arrays)
+    items = [item for leaf in recorder.leaves.values() for item in _arrays(leaf)]
+    found: dict[str, Any] = {}
+    for selector, sharding in rules.items():
+        chosen = choose("shardings", selector, items, None)
+        for (path, spec), copies in zip(items, chosen, strict=True):
+            if whole(copies, "shardings", path, spec):
+                found.setdefault(path, sharding)
 
     def rule(leaf: Leaf, path: Any, _: Any) -> Any:
-        return globs.get(chosen.get(_array_path(leaf.path, path), ""))
+        return found.get(_array_path(leaf.path, path))
 
-    rules: dict[str, Any] = {}
+    trees: dict[str, Any] = {}
     for leaf in recorder.leaves.values():
         both = (leaf.plan.params, leaf.plan.state)
-        rules[leaf.path] = jax.tree_util.tree_map_with_path(partial(rule, leaf), both)
-    return {k: v for k, v in rules.items() if jax.tree.leaves(v)}
+        trees[leaf.path] = jax.tree_util.tree_map_with_path(partial(rule, leaf), both)
+    return {k: v for k, v in trees.items() if jax.tree.leaves(v)}
+
+
+def _arrays(leaf: Leaf) -> list[tuple[str, Any]]:
+    """The path and spec of every array of a leaf, copies included."""
+    copies = tuple(n for n in leaf.stack if n >= 0)
+    return [
+        (
+            join(leaf.path, name),
+            jax.ShapeDtypeStruct((*copies, *each.shape), each.dtype),
+        )
+        for specs in (leaf.specs, leaf.plan.state)
+        for name, each in _named(specs)
+    ]
 
 
 def _array_path(path: str, keys: Any) -> str:

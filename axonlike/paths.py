@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
-from axonlike.errors import PathError
-
 _FORBIDDEN = "/*{}#"
 
 
@@ -53,20 +51,3 @@ def pattern(glob: str) -> re.Pattern[str]:
         else:
             out.append(re.escape(token))
     return re.compile("".join(out))
-
-
-def matches(glob: str, path: str) -> bool:
-    """Whether the glob means this path (the whole of it)."""
-    return pattern(glob).fullmatch(path) is not None
-
-
-def matching(where: str, globs: Iterable[str], paths: Iterable[str]) -> dict[str, str]:
-    """The first glob that means each path; a glob that means none is an error."""
-    paths, found = list(paths), dict[str, str]()
-    for glob in globs:
-        hits = [path for path in paths if matches(glob, path)]
-        if not hits:
-            raise PathError(where, glob, paths)
-        for path in hits:
-            found.setdefault(path, glob)
-    return found

@@ -438,3 +438,93 @@ def test_params_from_before_the_tie_are_refused():
     params, state = gpt().init(KEY, tokens)
     with pytest.raises(ValueError, match="is tied and has no array of its own"):
         tied().predict(params, state, tokens)
+
+
+# --- one selector for all
+
+
+def test_one_selector_in_ten_verbs():
+    model, tokens = gpt(), jnp.arange(6).reshape(2, 3)
+    params, state = model.init(KEY, tokens)
+    where = al.where("blocks/*/attention") | "head"
+    arrays = al.select(params, where)
+    assert al.count(params, where) == sum(a.size for a in arrays.values())
+    assert al.nbytes(params, where) == 4 * al.count(params, where)
+    assert dict(al.paths(al.partition(params, where)[0])).keys() == arrays.keys()
+    marked = al.labels(params, {where: "a"}, default="b")
+    labelled = al.paths(jax.tree.map(np.array, marked))
+    assert {path for path, label in labelled if label == "a"} == set(arrays)
+    frozen = al.freeze(model, where)
+    mask = al.trainable(frozen, params)
+    assert {p for p, x in al.paths(jax.tree.map(np.array, mask)) if not x} == set(
+        arrays
+    )
+    assert {p for p, _ in al.layers(model, where)} == {"blocks/*/attention", "head"}
+    lower = al.precision(model, compute=jnp.bfloat16, where=where)
+    assert len([x for _, x in al.layers(lower) if x.kind == "mixed"]) == 2
+    new, more, _ = al.replace(model, params, state, where, al.dense(8), key=KEY)
+    assert more["head"]["kernel"].shape == (8, 8)
+    assert al.remove(new, more, state, "head")[0].output_spec(tokens).shape == (2, 3, 8)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    placed, _ = model.init(KEY, tokens, shardings={where: here})
+    assert placed["head"]["kernel"].sharding == here
+
+
+def test_a_tied_array_survives_a_file_and_a_change_of_dtype(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    model, tokens = tied(), jnp.arange(6).reshape(2, 3)
+    params, state = model.init(KEY, tokens)
+    flat = {path: np.asarray(array) for path, array in al.paths(params)}
+    save_file(flat, tmp_path / "params.safetensors")
+    stored = load_file(tmp_path / "params.safetensors")
+    again = al.merge(*(_nested(path, array) for path, array in stored.items()))
+    y = model.predict(params, state, tokens)
+    assert jnp.array_equal(model.predict(again, state, tokens), y)
+    lower = al.precision(model, params=jnp.bfloat16)
+    half, _ = lower.init(KEY, tokens)
+    assert [p for p, _ in al.paths(half)] == [p for p, _ in al.paths(params)]
+    assert half["emb"]["embedding"].dtype == jnp.bfloat16
+    assert lower.predict(half, state, tokens).shape == y.shape
+
+
+def _nested(path, array):
+    for step in reversed(path.split("/")):
+        array = {step: array}
+    return array
+
+
+def test_a_siamese_net_is_tied_by_composition():
+    model = al.shared(al.dense(3))
+    params, state = model.init(KEY, (al.spec("b 4"), al.spec("b 4")))
+    assert al.count(params) == 15
+    x = jnp.ones((2, 4)), 2 * jnp.ones((2, 4))
+
+    def loss(params):
+        return sum(y.sum() for y in model.predict(params, state, x))
+
+    np.testing.assert_allclose(jax.grad(loss)(params)["kernel"], 6 * np.ones((4, 3)))
+
+
+def test_a_layer_of_another_dtype_is_found_by_its_path():
+    def widen(x):
+        return x + jnp.ones(x.shape, jnp.float16)
+
+    model = al.serial(body=al.dense(3), leak=al.lift(widen))
+    with pytest.raises(
+        Exception, match="no available implicit dtype promotion"
+    ) as caught:
+        model.init(KEY, (None, 4))
+    assert any("in leak" in note for note in caught.value.__notes__)
+
+
+def test_every_layer_with_its_params_and_state():
+    model = al.serial(a=al.dense(3) >> al.batch_norm(), b=al.dense(2))
+    params, state = model.init(KEY, (None, 4))
+    rows = {
+        path: al.submodel(model, params, state, path)[1:]
+        for path, _ in al.layers(model)
+    }
+    assert set(rows) == {"a", "a/dense", "a/batch_norm", "b"}
+    assert list(rows["a/batch_norm"][1]) == list(state["a"]["batch_norm"])
+    assert rows["b"][0]["kernel"] is params["b"]["kernel"]
