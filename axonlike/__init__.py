@@ -58,6 +58,7 @@ from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
 from axonlike.layers.recurrent import gru, gru_cell, lstm, lstm_cell
 from axonlike.layers.shape import flatten, reshape, transpose
+from axonlike.layers.weight_norm import spectral_norm, weight_norm
 from axonlike.params import (
     count,
     labels,
@@ -145,7 +146,9 @@ __all__ = [
     "reshape",
     "rms_norm",
     "separable_conv",
+    "spectral_norm",
     "transpose",
+    "weight_norm",
     # the layers inside a model, and the contract of one
     "layers",
     "testing",

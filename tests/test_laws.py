@@ -118,6 +118,7 @@ TABLE = {
     "separable_conv": [(al.separable_conv(3, 3, 2), "b 5 4 2", {})],
     "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
     "shared": [(al.shared(D), ("b 4", "b 4"), {})],
+    "spectral_norm": [(al.spectral_norm(D), "b 4", {"gradients": ("inputs",)})],
     "switch": [(al.switch(which, D, al.dense(3)), "b 4", MIXES)],
     "tie": [
         (
@@ -132,6 +133,10 @@ TABLE = {
     ],
     "transpose": [(al.transpose(2, 1), "b 3 2", {})],
     "vmap": [(al.vmap(D, in_axes=1), "b t 4", {"mixes_examples": True})],
+    "weight_norm": [
+        (al.weight_norm(D), "b 4", {}),
+        (al.weight_norm(al.repeat(al.dense(4), 2) >> D, feature_axes=None), "b 4", {}),
+    ],
     "wire": [(al.wire(gated, value=D, gate=al.dense(3)), "b 4", {})],
 }
 ROWS = [
