@@ -61,6 +61,10 @@ TABLE = {
         (al.conv(2, (2, 2, 2)), "b 3 3 3 1", {}),
         (al.conv(4, 2, feature_group_count=2), "b 4 3 4", {}),
     ],
+    "conv_transpose": [
+        (al.conv_transpose(3, 3, 2), "b 3 2 2", {}),
+        (al.conv_transpose(4, (3,), feature_group_count=2), "b t 2", {}),
+    ],
     "dense": [(D, "b 4", {}), (al.dense(3, use_bias=False), "b t 4", {})],
     "depthwise_conv": [
         (al.depthwise_conv(3, 2, padding="CIRCULAR"), "b 4 3 2", {}),

@@ -222,16 +222,16 @@ def _shifted(x: Any, kernel: Any, geometry: Geometry) -> Array:
         x = jnp.broadcast_to(jnp.expand_dims(x, -1), several)
         x = jnp.reshape(x, (*several[:-2], kernel.shape[-1]))
     y: Any = None
-    for at, under in _under_taps(x, kernel.shape[:-2], geometry):
+    for at, under in under_taps(x, kernel.shape[:-2], geometry):
         scale = jnp.broadcast_to(kernel[(*at, 0)], under.shape)
         y = under * scale if y is None else y + under * scale
     return y.astype(out)
 
 
-def _under_taps(x: Any, sizes: tuple[int, ...], geometry: Geometry) -> Taps:
+def under_taps(x: Any, sizes: tuple[int, ...], geometry: Geometry) -> Taps:
     """For each tap its place in the kernel, and what it touches: slices of the input."""
     extent = extent_of(sizes, geometry.kernel_dilation)
-    x = zero_padded(x, geometry.pads)
+    x = _zero_padded(x, geometry)
     room = [n - e + 1 for n, e in zip(x.shape[1:-1], extent, strict=True)]
     strides = (1, *geometry.strides, 1)
     for at in itertools.product(*map(range, sizes)):
@@ -241,13 +241,13 @@ def _under_taps(x: Any, sizes: tuple[int, ...], geometry: Geometry) -> Taps:
         yield at, lax.slice(x, first, last, strides)
 
 
-def zero_padded(x: Any, pads: Any) -> Array:
-    """The input with zeros around its spatial axes."""
-    if all(p == (0, 0) for p in pads):
+def _zero_padded(x: Any, geometry: Geometry) -> Array:
+    """The input with zeros around its spatial axes, and in its holes."""
+    pairs = zip(geometry.pads, geometry.input_dilation, strict=True)
+    config = [(*pad, hole - 1) for pad, hole in pairs]
+    if all(each == (0, 0, 0) for each in config):
         return x
-    return lax.pad(
-        x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0))
-    )
+    return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *config, (0, 0, 0)])
 
 
 def _in_blocks(x: Any, kernel: Any, geometry: Geometry, together: int) -> Array:
