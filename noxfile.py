@@ -3,8 +3,6 @@
 None of it is needed to run a test: in an environment with the packages, `pytest` does.
 """
 
-from pathlib import Path
-
 import nox
 
 nox.needs_version = ">=2025.5"
@@ -15,6 +13,7 @@ nox.options.error_on_missing_interpreters = False
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 PYTHON = PYTHONS[0]
+BENCHMARKS = ("core", "layers", "end_to_end")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:
@@ -55,11 +54,11 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON, default=False)
 def bench(session: nox.Session) -> None:
-    """Measure side by side with raw JAX and the peers: all, or those named (core)."""
+    """Measure side by side with raw JAX and the peers: all, or one (layers --rounds 9)."""
     install(session, "bench")
-    files = Path("tests/benchmarks").glob("*.py")
-    for name in session.posargs or sorted(file.stem for file in files):
-        session.run("python", f"tests/benchmarks/{name}.py")
+    name, *options = session.posargs or ["all"]
+    for each in BENCHMARKS if name == "all" else [name]:
+        session.run("python", f"tests/benchmarks/{each}.py", *options)
 
 
 @nox.session(python=PYTHON, default=False)

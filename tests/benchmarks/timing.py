@@ -15,10 +15,10 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(
+def in_turn(
     runs: dict[str, Callable[[], Any]], rounds: int = 15
-) -> dict[str, float]:
-    """Median seconds of each, called in turn so that a slow spell hits all of them.
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, in turn so that a slow spell hits all of them.
 
     Every other round goes backwards: what runs after what does not matter.
     """
@@ -28,18 +28,30 @@ def interleaved(
     for i in range(rounds):
         for name in list(runs)[:: 1 if i % 2 else -1]:
             times[name].append(seconds(runs[name]))
-    return {name: statistics.median(each) for name, each in times.items()}
+    return times
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], rounds: int = 15
+) -> dict[str, float]:
+    """Median seconds of each."""
+    return medians(in_turn(runs, rounds))
 
 
 def paired(
     runs: dict[str, Callable[[], Any]], ours: str, rounds: int = 15
 ) -> dict[str, float]:
     """Median over rounds of our time over theirs, within the same round."""
-    for run in runs.values():
-        jax.block_until_ready(run())
-    ratios: dict[str, list[float]] = {name: [] for name in runs if name != ours}
-    for i in range(rounds):
-        now = {name: seconds(runs[name]) for name in list(runs)[:: 1 if i % 2 else -1]}
-        for name, each in ratios.items():
-            each.append(now[ours] / now[name])
-    return {name: statistics.median(each) for name, each in ratios.items()}
+    times = in_turn(runs, rounds)
+    return {name: ratio(times, ours, name) for name in runs if name != ours}
+
+
+def medians(times: dict[str, list[float]]) -> dict[str, float]:
+    """The median of each."""
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
+    """Median over rounds of our time over theirs."""
+    pairs = zip(times[ours], times[theirs], strict=True)
+    return statistics.median(a / b for a, b in pairs)
