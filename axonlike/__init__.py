@@ -44,6 +44,7 @@ from axonlike.layer import Cell, Layer, layer, lift
 from axonlike.layers.attention import attention, projection
 from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.conv import conv
+from axonlike.layers.conv_local import conv_local
 from axonlike.layers.conv_transpose import conv_transpose
 from axonlike.layers.declare import input, parameter
 from axonlike.layers.depthwise import depthwise_conv, separable_conv
@@ -125,6 +126,7 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "conv",
+    "conv_local",
     "conv_transpose",
     "dense",
     "depthwise_conv",

@@ -61,6 +61,7 @@ TABLE = {
         (al.conv(2, (2, 2, 2)), "b 3 3 3 1", {}),
         (al.conv(4, 2, feature_group_count=2), "b 4 3 4", {}),
     ],
+    "conv_local": [(al.conv_local(3, 2, 2, padding="VALID"), "b 4 3 2", {})],
     "conv_transpose": [
         (al.conv_transpose(3, 3, 2), "b 3 2 2", {}),
         (al.conv_transpose(4, (3,), feature_group_count=2), "b t 2", {}),
