@@ -90,3 +90,33 @@ def default_flags():
     stack.enter_context(jax.numpy_dtype_promotion("standard"))
     stack.enter_context(jax.numpy_rank_promotion("allow"))
     return stack
+
+
+CALL = re.compile(r"``al\.(\w+)\(([^`]*)\)")
+
+
+def test_every_option_that_is_written_exists():
+    """``al.conv(mask=, padding=)`` names options of `al.conv`."""
+    missing = []
+    for page in PAGES:
+        for name, inside in CALL.findall(page.read_text(encoding="utf-8")):
+            known = parameters(name)
+            for option in re.findall(r"(\w+)=(?=[,)]|$)", inside):
+                missing += [f"{name}({option}=)"] if option not in known else []
+    assert not missing
+
+
+def parameters(name: str) -> set[str]:
+    """The parameters of a public function."""
+    found = getattr(axonlike, name)
+    return set(inspect.signature(getattr(found, "__axonlike_body__", found)).parameters)
+
+
+def test_no_layer_of_a_peer_is_put_off():
+    page = (ROOT / "docs" / "coming-from.rst").read_text(encoding="utf-8")
+    rows = [line.strip() for line in page.splitlines() if " | " in line]
+    assert len(rows) > 150
+    assert not [
+        row for row in rows if re.search(r"not yet|todo|planned|later", row, re.I)
+    ]
+    assert not [row for row in rows if not row.split(" | ", 1)[1]]
