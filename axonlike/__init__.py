@@ -55,6 +55,7 @@ from axonlike.layers.group_norm import (
     group_norm,
     instance_norm,
 )
+from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
 from axonlike.layers.linear import dense
 from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
@@ -145,9 +146,13 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "max_pool",
+    "pad",
     "parameter",
     "projection",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "reshape",
+    "resize",
     "rms_norm",
     "separable_conv",
     "spectral_norm",

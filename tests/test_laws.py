@@ -102,8 +102,14 @@ TABLE = {
     "mixed": [(al.mixed(D), "b 4", {})],
     "multiply": [(D * (al.dense(3) >> jax.nn.sigmoid), "b 4", {})],
     "on_item": [(al.on_item(0, D), ("b 4", "b 2"), {})],
+    "pad": [
+        (al.pad(((1, 2), 0)), "b 3 h 2", {}),
+        (al.pad(1, "reflect"), "b 3 4 2", {}),
+    ],
     "parallel": [(D @ al.dense(2), ("b 4", "b 5"), {})],
     "parameter": [(al.wire(shifted, shift=al.parameter((4,))), "b 4", {})],
+    "pixel_shuffle": [(al.pixel_shuffle(2), "b h w 8", {})],
+    "pixel_unshuffle": [(al.pixel_unshuffle((2, 3)), "b 2*h 6 2", {})],
     "pick": [(al.pick(1), ("b 4", "b 5"), {})],
     "projection": [(al.projection(), ("b 3", "b 4"), {})],
     "remat": [(al.remat(noisy()), "b 4", {})],
@@ -114,6 +120,11 @@ TABLE = {
         (al.repeat(noisy(), 3, remat=True, unroll=3), "b 4", {}),
     ],
     "reshape": [(al.reshape(2, -1), "b 6", {})],
+    "resize": [
+        (al.resize(scale=2), "b h w 2", {}),
+        (al.resize((5, 2), method="bilinear"), "b 3 4 2", {}),
+        (al.resize(5, method="cubic", align_corners=True), "b 3 4 2", {}),
+    ],
     "residual": [(al.residual(D, shortcut=al.dense(3)), "b 4", {})],
     "rms_norm": [
         (al.rms_norm(), "b 4", {}),

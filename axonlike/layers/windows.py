@@ -54,9 +54,10 @@ def check_padding(kind: str, padding: Padding, names: tuple[str, ...]) -> None:
     else:
         known = _is_pad(padding)
     if not known:
+        named = f"one of {', '.join(names)}, " if names else ""
         raise ValueError(
-            f"{kind}: padding must be one of {', '.join(names)}, an int from 0 on, or "
-            f"for each spatial axis such an int or a pair (low, high), got {padding!r}."
+            f"{kind}: padding must be {named}an int from 0 on, or for each spatial axis "
+            f"such an int or a pair (low, high), got {padding!r}."
         )
 
 
@@ -189,10 +190,16 @@ def _pads(
     if isinstance(padding, str):
         pads = lax.padtype_to_pads(sizes, window, strides, padding)
         return [(low, high) for low, high in pads]
+    return pairs_of(kind, x, padding)
+
+
+def pairs_of(kind: str, x: Any, padding: int | Sequence[int | tuple[int, int]]) -> Pads:
+    """An explicit padding as a pair for each spatial axis."""
+    ndim = x.ndim - 2
     if isinstance(padding, int):
-        return [(padding, padding)] * len(sizes)
+        return [(padding, padding)] * ndim
     items: list[Any] = list(padding)
-    if len(items) != len(sizes):
+    if len(items) != ndim:
         expected = f"{len(items)} spatial axes, as padding {padding!r} has items"
         raise ShapeError(
             kind, expected, show(x), "Give one item for each spatial axis."
