@@ -26,26 +26,27 @@ from axonlike.combinators.basic import (
     shared,
 )
 from axonlike.combinators.lifted import (
-    bidirectional,
     cond,
     ensemble,
     frozen,
     mixed,
     remat,
     repeat,
-    scan,
     switch,
     vmap,
 )
+from axonlike.combinators.over_time import bidirectional, scan
 from axonlike.combinators.tying import tie
 from axonlike.combinators.wire import wire
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Cell, Layer, layer, lift
 from axonlike.layers.attention import attention, projection
 from axonlike.layers.batch_norm import batch_norm
+from axonlike.layers.cells import lstm_cell, rnn_cell
 from axonlike.layers.conv import conv
 from axonlike.layers.conv_local import conv_local
 from axonlike.layers.conv_transpose import conv_transpose
+from axonlike.layers.conv_lstm import conv_lstm, conv_lstm_cell
 from axonlike.layers.declare import input, parameter
 from axonlike.layers.depthwise import depthwise_conv, separable_conv
 from axonlike.layers.dropout import dropout
@@ -56,10 +57,11 @@ from axonlike.layers.group_norm import (
     instance_norm,
 )
 from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
+from axonlike.layers.gru_cells import gru_cell, mgu_cell
 from axonlike.layers.linear import dense
 from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
-from axonlike.layers.recurrent import gru, gru_cell, lstm, lstm_cell
+from axonlike.layers.recurrent import gru, lstm, mgu, rnn
 from axonlike.layers.shape import flatten, reshape, transpose
 from axonlike.layers.weight_norm import spectral_norm, weight_norm
 from axonlike.params import (
@@ -127,6 +129,8 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "conv",
+    "conv_lstm",
+    "conv_lstm_cell",
     "conv_local",
     "conv_transpose",
     "dense",
@@ -146,6 +150,8 @@ __all__ = [
     "lstm",
     "lstm_cell",
     "max_pool",
+    "mgu",
+    "mgu_cell",
     "pad",
     "parameter",
     "projection",
@@ -154,6 +160,8 @@ __all__ = [
     "reshape",
     "resize",
     "rms_norm",
+    "rnn",
+    "rnn_cell",
     "separable_conv",
     "spectral_norm",
     "transpose",

@@ -37,6 +37,10 @@ class Cell(NamedTuple):
         initial_carry: `initial_carry(x)`, the carry before the first step `x`.
         project: `project(params, xs)`, if given, makes what `apply` receives as `x` out of
             the layer's input; `scan` calls it once for all steps.
+        recur: `recur(params, carry, x)`, if given, makes what `apply` receives as `x` out
+            of the carry and what `project` made: the step's products with weights, so that
+            `apply` goes element by element. `scan` then takes the gradients of these
+            weights for all steps at once, with `carry` and `x` of `(time, batch, ...)`.
 
     Shapes:
         carry: any pytree of `(batch, ...)`, the same before and after a step.
@@ -57,6 +61,7 @@ class Cell(NamedTuple):
     apply: Callable[..., Any]
     initial_carry: Callable[..., Any]
     project: Callable[..., Any] | None = None
+    recur: Callable[..., Any] | None = None
 
 
 class Node(NamedTuple):
@@ -144,14 +149,14 @@ class Layer:
             x: what stands for the input: arrays, `al.spec("b 28 28 1")`,
                 `jax.ShapeDtypeStruct`, a tuple of ints and None (one shape), or a pytree
                 of those. Values are not looked at.
-            shardings: `{glob: PartitionSpec or Sharding}` for arrays by path.
+            shardings: `{selector: PartitionSpec or Sharding}` for arrays by path.
 
         Returns:
             `(params, state)`: nested dicts of arrays by name.
 
         Raises:
             ShapeError: shapes do not fit, or a param would depend on an unknown size.
-            PathError: a glob of `shardings` matches no array.
+            PathError: a selector of `shardings` means no array.
 
         Example:
             >>> import jax, axonlike as al
@@ -523,7 +528,8 @@ def _build(
     if isinstance(made, Layer):
         fields = {"transparent": False, "stem": kind, "partial": False}
         return replace(made, **common, **fields)
-    if isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) in (2, 4):
+    pair = isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2
+    if pair or isinstance(made, Cell):
         return _leaf(common, cast(Any, made))
     if callable(cast(Any, made)):
         return replace(lift(cast(Any, made)), **common, stem=kind)
@@ -550,6 +556,8 @@ def _leaf(common: dict[str, Any], made: Any) -> Layer:
         methods["initial_carry"] = (cell.initial_carry, read(cell.initial_carry, 0))
         if cell.project is not None:
             methods["project"] = (cell.project, read(cell.project, 1))
+        if cell.recur is not None:
+            methods["recur"] = (cell.recur, read(cell.recur, 1))
     return Layer(
         **common,
         children=MappingProxyType({}),
@@ -565,12 +573,15 @@ def _leaf(common: dict[str, Any], made: Any) -> Layer:
 
 
 def _whole_step(cell: Cell) -> Callable[..., Any]:
-    project = cell.project
-    if project is None:
+    if cell.project is None and cell.recur is None:
         return cell.apply
 
     def apply(params: Params, carry: PyTree, x: PyTree, **services: Any) -> Any:
-        return cell.apply(params, carry, project(params, x), **services)
+        if cell.project is not None:
+            x = cell.project(params, x)
+        if cell.recur is not None:
+            x = cell.recur(params, carry, x)
+        return cell.apply(params, carry, x, **services)
 
     return apply
 

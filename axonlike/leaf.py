@@ -68,7 +68,7 @@ def run_function(
 
 def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
     """In the abstract pass: what the leaf's init would make for these inputs."""
-    if method == "step":
+    if method in ("step", "recur"):
         frame.params = frame.run.recorder.params_below(frame)
         return
     frame.run.recorder.leaf(frame, *_init_inputs(frame.layer, args, kwargs, method))
@@ -107,8 +107,8 @@ def _unfit(
     do not fit make most layers fail by themselves, and then explain why. The shapes of
     state are its own: a cache may be longer than the input.
     """
-    if method == "step" and "project" in frame.layer.methods:
-        return []  # what it receives is not what init does; `project` was looked at
+    if _partial_step(frame.layer.methods, method):
+        return []  # what it receives is not what init does; what ran before was looked at
     given = (frame.params, frame.state, args, kwargs)
     leaves, tree = cast(Any, jax.tree.flatten(given))
     known = "fits", tree, tuple(map(_shape, leaves))
@@ -127,6 +127,12 @@ def _unfit(
     if not found:
         memory[known] = True
     return [(name, show(ours), show(made)) for name, ours, made in found]
+
+
+def _partial_step(methods: Mapping[str, Any], method: str) -> bool:
+    """Whether a function of a cell receives what another one made of the input."""
+    before = {"recur": ("project",), "step": ("project", "recur")}.get(method, ())
+    return any(name in methods for name in before)
 
 
 def _check_names(frame: Frame, what: str, ours: Any, made: Any) -> None:

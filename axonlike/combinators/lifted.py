@@ -1,4 +1,4 @@
-"""Combinators that run a child inside a transformed function: `scan`, `vmap`, `cond`."""
+"""Combinators that run a child inside a transformed function: `repeat`, `vmap`, `cond`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from axonlike.combinators.basic import identity, one_input, wrapper
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
-from axonlike.leaf import first_step
 from axonlike.names import assign, closed, given, inside, walk
 from axonlike.paths import check_name
 from axonlike.selector import choose
@@ -78,7 +77,7 @@ def repeat(
 
         def once(frame: Frame, x: PyTree) -> PyTree:
             y = frame.call("f", (x,), kwargs)
-            _same_spec("repeat", x, y)
+            same_spec("repeat", x, y)
             return y
 
         if tied:
@@ -108,12 +107,12 @@ def _stacked(
         y = once(inner, x)
         return y, (inner.state, inner.taken)
 
-    each = (frame.params.get("*", {}), frame.state.get("*", {}), _index(frame, n))
+    each = (frame.params.get("*", {}), frame.state.get("*", {}), pass_index(frame, n))
     _check_stack(each[:2], n)
     y, (state, taken) = jax.lax.scan(
         _remat(body, remat, in_scan=True), x, each, length=n, unroll=unroll
     )
-    _keep(frame, {"*": state}, taken)
+    keep(frame, {"*": state}, taken)
     return y
 
 
@@ -128,7 +127,7 @@ def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree
             )  # fmt: skip
         states[step] = state
         frame.taken.update(taken)
-    _keep(frame, states, {})
+    keep(frame, states, {})
     return x
 
 
@@ -175,183 +174,11 @@ def _tied(
         return (y, inner.state), inner.taken
 
     (y, state), taken = jax.lax.scan(
-        _remat(body, remat, in_scan=True), (x, frame.state), _index(frame, n),
+        _remat(body, remat, in_scan=True), (x, frame.state), pass_index(frame, n),
         length=n, unroll=unroll,
     )  # fmt: skip
-    _keep(frame, state, taken)
+    keep(frame, state, taken)
     return y
-
-
-@layer
-def scan(
-    cell: Any,
-    *,
-    axis: int = 1,
-    reverse: bool = False,
-    return_carry: bool = False,
-    name: str | None = None,
-) -> Any:
-    """A recurrent cell over time.
-
-    A cell is a layer that maps `(carry, x)` to `(carry, y)` and has an `initial_carry`;
-    its `project`, if it has one, is computed for all steps at once. Adds no level to paths.
-
-    Args:
-        cell: such as `lstm_cell(64)`.
-        axis: the time axis of the input.
-        reverse: from the last step to the first; outputs stay at their places.
-        return_carry: also return the last carry.
-
-    Shapes:
-        input: `(batch, time, ...)` for axis 1, or a pytree of those; a wire may also
-            give the first carry: `sub.rnn(x, initial_carry=carry)`.
-        output: `(batch, time, ...)`, or `(outputs, carry)`.
-
-    Raises:
-        TypeError: the layer is not a cell.
-        ShapeError: the input has no such axis, or a step changes the carry's spec.
-
-    Example:
-        >>> import axonlike as al
-        >>> al.scan(al.lstm_cell(8)).output_spec(al.spec("b t 4")).shape
-        (b, t, 8)
-    """
-    if not isinstance(cell, Layer):
-        return scan(
-            as_layer(cell, "scan"),
-            axis=axis,
-            reverse=reverse,
-            return_carry=return_carry,
-        )
-    has = _methods(cell)
-    if has is None:
-        raise TypeError(
-            f"scan: {cell.headline} is not a cell, though what it wraps may be one. "
-            f"Write {cell.kind}(scan(...)) around the whole sequence."
-        )
-    if "initial_carry" not in has:
-        raise TypeError(
-            f"scan: {cell.headline} is not a cell: it has no initial_carry. "
-            "Use a cell such as lstm_cell(64), or return al.Cell(...) from your factory."
-        )
-
-    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        xs, carry = _sequence(args, kwargs)
-        xs = jax.tree.map(partial(_time_first, axis=axis), xs)
-        if carry is not None:
-            _check_carry(frame, carry, xs)
-        else:
-            carry = frame.call(
-                "f", (jax.tree.map(first_step, xs),), {}, "initial_carry"
-            )
-        if "project" in has:
-            xs = frame.call("f", (xs,), {}, "project")
-        elif frame.run.recorder is not None:
-            once = frame.under()
-            once.call("f", (carry, jax.tree.map(first_step, xs)))
-            frame.absorb(once)
-        length = jax.tree.leaves(xs)[0].shape[0]
-
-        def step(carry: Any, each: Any) -> Any:
-            inner = frame.under(None, frame.params, carry[1], index=each[1])
-            after, y = inner.call("f", (carry[0], each[0]), {}, "step")
-            _same_spec("scan", carry[0], after, "the carry ")
-            return (after, inner.state), (y, inner.taken)
-
-        (last, state), (ys, taken) = jax.lax.scan(
-            step, (carry, frame.state), (xs, _index(frame, length)),
-            reverse=reverse,
-        )  # fmt: skip
-        _keep(frame, state, taken)
-        ys = jax.tree.map(partial(jnp.moveaxis, source=0, destination=axis), ys)
-        return (ys, last) if return_carry else ys
-
-    return wrapper(cell, run)
-
-
-def _check_carry(frame: Frame, carry: Any, xs: Any) -> None:
-    """Refuses a carry from outside of another spec than the cell's own."""
-    own = frame.call("f", (jax.tree.map(first_step, xs),), {}, "initial_carry")
-    if not _specs_equal(carry, own):
-        raise ShapeError(
-            "scan", f"initial_carry {show(own)}", show(carry),
-            "Its batch and width are those of the sequence and the cell.",
-        )  # fmt: skip
-
-
-def _methods(cell: Layer) -> Mapping[str, Any] | None:
-    """What a cell can do; wrappers that change no value can do what the cell can."""
-    while cell.transparent:
-        if cell.factory not in (remat, frozen, mixed):
-            return None
-        cell = cell.children["f"]
-    return cell.methods
-
-
-def _sequence(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    unknown = set(kwargs) - {"initial_carry"}
-    if unknown or not 1 <= len(args) <= 2:
-        raise TypeError(
-            f"scan: expected a sequence and optionally initial_carry, got {len(args)} "
-            f"inputs and {sorted(kwargs)}."
-        )
-    return args[0], kwargs.get("initial_carry", args[1] if len(args) == 2 else None)
-
-
-def _time_first(a: Any, axis: int) -> Any:
-    if not -a.ndim <= axis < a.ndim:
-        raise ShapeError("scan", f"an axis {axis} of time", show(a), "Check axis=.")
-    return jnp.moveaxis(a, axis, 0)
-
-
-@layer
-def bidirectional(
-    f: Any, b: Any = None, *, axis: int = 1, name: str | None = None
-) -> Any:
-    """A layer over time and another over reversed time, their outputs joined.
-
-    Args:
-        f: a layer over sequences, such as `lstm(64)`; at path `forward`.
-        b: the one that sees time reversed, at path `backward`; None for one like `f`,
-            with its own weights.
-        axis: the time axis.
-
-    Shapes:
-        input: `(batch, time, ...)`.
-        output: `(batch, time, f's width + b's width)`.
-
-    Raises:
-        ShapeError: a direction returns something else than one array over time.
-
-    Example:
-        >>> import axonlike as al
-        >>> al.bidirectional(al.gru(8)).output_spec(al.spec("b t 4")).shape
-        (b, t, 16)
-
-    References:
-        Schuster and Paliwal, "Bidirectional recurrent neural networks", IEEE 1997.
-    """
-    if not isinstance(f, Layer) or not isinstance(b, Layer) or f.name or b.name:
-        first = as_layer(f, "bidirectional").named(None)
-        second = first if b is None else as_layer(b, "bidirectional").named(None)
-        return bidirectional(first, second, axis=axis)
-
-    def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        x = one_input(args, kwargs, "bidirectional")
-        y = frame.call("forward", (x,))
-        flipped = jax.tree.map(partial(jnp.flip, axis=axis), x)
-        z = frame.call("backward", (flipped,))
-        for side, out in (("forward", y), ("backward", z)):
-            if not hasattr(out, "ndim") or out.ndim <= axis:
-                raise ShapeError(
-                    "bidirectional", f"one array over time from {side}", show(out),
-                    "Use layers that return sequences, without return_carry.",
-                )  # fmt: skip
-        return jnp.concatenate([y, jnp.flip(z, axis)], -1)
-
-    children = {"forward": f, "backward": b}
-    places = {slot: given(slot, child) for slot, child in children.items()}
-    return Node(run, children, places)
 
 
 @layer
@@ -394,8 +221,8 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
             return jax.vmap(partial(_nth_member, member))(jnp.zeros(n))
         params, state = frame.params.get("*", {}), frame.state.get("*", {})
         _check_stack((params, state), n)
-        y, state, taken = jax.vmap(member, axis_size=n)(params, state, _index(frame, n))
-        _keep(frame, {"*": state}, taken)
+        y, state, taken = jax.vmap(member, axis_size=n)(params, state, pass_index(frame, n))
+        keep(frame, {"*": state}, taken)
         return y
 
     stem = "ensemble" if f.stem == "serial" else f.stem
@@ -441,7 +268,7 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
             unchanged.append(_recording(frame) or _is(inner.state, frame.state))
             return y, inner.taken
 
-        y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, _index(frame, size))
+        y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, pass_index(frame, size))
         if not all(unchanged):
             raise ValueError(
                 "vmap: the layer's state changes, and would differ along the mapped axis. "
@@ -511,7 +338,7 @@ def remat(f: Any, policy: Any = None, *, name: str | None = None) -> Any:
         y, state, taken = _remat(body, policy or True)(
             frame.params, frame.state, arrays
         )
-        _keep(frame, state, taken)
+        keep(frame, state, taken)
         return y
 
     return wrapper(f, run)
@@ -612,7 +439,7 @@ def _choice(
         else:
             out = cast(Any, jax.lax.switch(chosen, branches, frame.state, args))
         y, state = out
-        _keep(frame, state, {})
+        keep(frame, state, {})
         return y
 
     return Node(run, children, places)
@@ -639,7 +466,7 @@ def _branch(
 def _equal_outputs(kind: str, specs: Mapping[str, Any]) -> None:
     (first, a), *others = specs.items()
     for slot, b in others:
-        if not _specs_equal(a, b):
+        if not specs_equal(a, b):
             raise ShapeError(
                 kind, "choices that return one spec",
                 f"{first} {show(a)}, {slot} {show(b)}", "Project them to one width.",
@@ -782,7 +609,7 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
 # --- what they share
 
 
-def _index(frame: Frame, n: Any) -> Any:
+def pass_index(frame: Frame, n: Any) -> Any:
     """Numbers to tell the passes apart, if a key below would be folded with them."""
     run = frame.run
     if run.key is None or run.recorder is not None or not frame.layer.uses_key:
@@ -817,7 +644,7 @@ def _apart(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [leaves[i] for i in where], together
 
 
-def _keep(frame: Frame, state: dict[str, Any], taken: Mapping[str, Any]) -> None:
+def keep(frame: Frame, state: dict[str, Any], taken: Mapping[str, Any]) -> None:
     """New state and reads that came out of a transformed function."""
     frame.taken.update(taken)
     if _recording(frame):
@@ -841,7 +668,8 @@ def _check_stack(trees: Any, n: int) -> None:
             )  # fmt: skip
 
 
-def _specs_equal(a: PyTree, b: PyTree) -> bool:
+def specs_equal(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees have one structure, and their leaves one shape and dtype."""
     ours = cast(Any, jax.tree.flatten(a))
     theirs = cast(Any, jax.tree.flatten(b))
     return ours[1] == theirs[1] and all(map(_same_leaf, ours[0], theirs[0]))
@@ -853,8 +681,9 @@ def _same_leaf(a: Any, b: Any) -> bool:
     return same(a, b)
 
 
-def _same_spec(kind: str, before: PyTree, after: PyTree, what: str = "") -> None:
-    if not _specs_equal(before, after):
+def same_spec(kind: str, before: PyTree, after: PyTree, what: str = "") -> None:
+    """Refuses what does not come out as it came in."""
+    if not specs_equal(before, after):
         raise ShapeError(
             kind, f"{what}{show(before)} out, as it came in", show(after),
             "What is run again on its own output must keep its shape and dtype.",

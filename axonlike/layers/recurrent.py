@@ -1,203 +1,103 @@
-"""Recurrent cells, and layers that run them over time."""
+"""Recurrent layers over time: `scan` of a cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from axonlike.combinators.lifted import scan
+from axonlike.combinators.over_time import scan
 from axonlike.initializers import InitFunction, lecun_normal, orthogonal, zeros
-from axonlike.layer import Cell, layer
-from axonlike.layers.checks import exactly, positive
-from axonlike.layers.linear import affine
-from axonlike.types import Array, Key, Params, to_dtype
-
-_STEP = "(batch, n)"
-_HINT = (
-    "A cell takes one time step; over sequences (batch, time, n) use lstm, gru or "
-    "scan(cell)."
-)
+from axonlike.layer import layer
+from axonlike.layers.cells import lstm_cell, rnn_cell
+from axonlike.layers.checks import positive
+from axonlike.layers.gates import Activation
+from axonlike.layers.gru_cells import gru_cell, mgu_cell
+from axonlike.layers.linear import DotGeneral
 
 
 @layer
-def lstm_cell(
+def rnn(
     features: int,
     *,
+    reverse: bool = False,
+    return_carry: bool = False,
+    return_sequence: bool = True,
+    unroll: int = 1,
+    residual: bool = False,
     use_bias: bool = True,
-    gate_fn: Callable[[Any], Any] = jax.nn.sigmoid,
-    activation_fn: Callable[[Any], Any] = jnp.tanh,
+    activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
     recurrent_kernel_init: InitFunction = orthogonal(),
     bias_init: InitFunction = zeros(),
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    dot_general: DotGeneral | None = None,
     name: str | None = None,
 ) -> Any:
-    """One step of a long short-term memory, for `scan`.
+    """A simple recurrent network over sequences: `scan(rnn_cell(features))`.
 
-    With `i, f, g, o` the four parts of `x @ kernel + h @ recurrent_kernel + bias`, in
-    this order: `c = sigmoid(f) * c + sigmoid(i) * tanh(g)`, `h = sigmoid(o) * tanh(c)`.
-    The order is PyTorch's; its two biases are one here, their sum.
+    The input's part of the sum is computed for all steps at once.
 
     Args:
-        features: width of `h` and `c`; positive.
+        features: width of the output; positive.
+        reverse: from the last step to the first; outputs stay at their places.
+        return_carry: also return the last carry, `h`.
+        return_sequence: the outputs of all steps, or only that of the last one.
+        unroll: steps per iteration of the loop.
+        residual: whether `h` is added inside of the activation as well.
         use_bias: whether there is a bias.
-        gate_fn: of the gates i, f, o.
-        activation_fn: of g and c.
+        activation_fn: of the sum; element by element.
         kernel_init: initializer of each gate's part of the kernel.
         recurrent_kernel_init: initializer of each gate's part of the recurrent kernel.
         bias_init: initializer of each gate's part of the bias.
         param_dtype: dtype in which params are stored; computation follows the input's.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        dot_general: called in place of `jax.lax.dot_general`; None: JAX's own.
         name: the layer's name among its siblings.
 
     Shapes:
-        carry: `(h, c)`, each `(batch, features)`, zeros before the first step.
-        x: `(batch, n)`, floating point.
-        output: `h`, `(batch, features)`, the input's dtype.
-        kernel: `(n, 4 * features)`, LeCun normal.
-        recurrent_kernel: `(features, 4 * features)`, orthogonal for each gate.
-        bias: `(4 * features,)`, zeros; absent when `use_bias` is false.
+        x: `(batch, time, n)`, floating point; alone, or with the other inputs of `scan`
+            by name: `initial_carry`, `lengths`, `mask`, `reset`.
+        output: `(batch, time, features)`, the input's dtype; `(batch, features)` without
+            the sequence; with the carry a tuple `(output, carry)`.
+        kernel: `(n, features)`.
+        recurrent_kernel: `(features, features)`.
+        bias: `(features,)`; absent when `use_bias` is false.
 
     Raises:
         ValueError: `features` is not a positive int.
-        ShapeError: the input is not one time step.
+        ShapeError: the input is not a sequence of vectors.
 
     Example:
-        >>> import jax, jax.numpy as jnp, axonlike as al
-        >>> cell = al.lstm_cell(4)
-        >>> carry = (jnp.zeros((2, 4)), jnp.zeros((2, 4)))
-        >>> params, state = cell.init(jax.random.key(0), (carry, jnp.ones((2, 3))))
-        >>> (h, c), y = cell.predict(params, state, (carry, jnp.ones((2, 3))))
-        >>> y.shape
-        (2, 4)
+        >>> import axonlike as al
+        >>> al.rnn(8).output_spec(al.spec("b t 4")).shape
+        (b, t, 8)
 
     References:
-        Hochreiter and Schmidhuber, "Long Short-Term Memory", 1997.
+        Elman, "Finding Structure in Time", 1990.
     """
-    positive("lstm_cell", features=features)
-    inits = {"kernel": kernel_init, "recurrent_kernel": recurrent_kernel_init}
-    if use_bias:
-        inits["bias"] = bias_init
-
-    def init(key: Key, carry: Any, x: Any) -> Params:
-        exactly("lstm_cell", x, 2, _STEP, _HINT)
-        return _gates(key, (x.shape[-1], features), 4, inits, param_dtype)
-
-    def project(params: Params, x: Any) -> Array:
-        return affine(params, x, precision)
-
-    def apply(params: Params, carry: Any, x: Any) -> tuple[Any, Array]:
-        h, c = carry
-        z = x + _recurrent(params, h, precision)
-        i, f, g, o = jnp.split(z, 4, -1)
-        c = gate_fn(f) * c + gate_fn(i) * activation_fn(g)
-        h = gate_fn(o) * activation_fn(c)
-        return (h, c), h
-
-    def initial_carry(x: Any) -> Any:
-        exactly("lstm_cell", x, 2, _STEP, _HINT)
-        return _zeros(x, features), _zeros(x, features)
-
-    return Cell(init, apply, initial_carry, project)
-
-
-@layer
-def gru_cell(
-    features: int,
-    *,
-    use_bias: bool = True,
-    gate_fn: Callable[[Any], Any] = jax.nn.sigmoid,
-    activation_fn: Callable[[Any], Any] = jnp.tanh,
-    kernel_init: InitFunction = lecun_normal(),
-    recurrent_kernel_init: InitFunction = orthogonal(),
-    bias_init: InitFunction = zeros(),
-    param_dtype: Any = jnp.float32,
-    precision: Any = None,
-    name: str | None = None,
-) -> Any:
-    """One step of a gated recurrent unit, for `scan`.
-
-    With `r, z, n` the three parts, in this order, of the input's and the carry's
-    product: `r = sigmoid(xr + hr)`, `z = sigmoid(xz + hz)`,
-    `n = tanh(xn + r * (hn + b))`, `h = (1 - z) * n + z * h`. The reset gate acts after
-    the product, as in PyTorch and cuDNN (Cho et al. have it before), so `n` needs a
-    bias of its own there, `b`. PyTorch's other two recurrent biases are part of `bias`.
-
-    Args:
-        features: width of `h`; positive.
-        use_bias: whether there are biases.
-        gate_fn: of the gates r, z.
-        activation_fn: of n.
-        kernel_init: initializer of each gate's part of the kernel.
-        recurrent_kernel_init: initializer of each gate's part of the recurrent kernel.
-        bias_init: initializer of each gate's part of the bias.
-        param_dtype: dtype in which params are stored; computation follows the input's.
-        precision: of the matrix products, as in `jax.lax.dot_general`.
-        name: the layer's name among its siblings.
-
-    Shapes:
-        carry: `h`, `(batch, features)`, zeros before the first step.
-        x: `(batch, n)`, floating point.
-        output: `h`, `(batch, features)`, the input's dtype.
-        kernel: `(n, 3 * features)`, LeCun normal.
-        recurrent_kernel: `(features, 3 * features)`, orthogonal for each gate.
-        bias: `(3 * features,)`, zeros; absent when `use_bias` is false.
-        recurrent_bias: `(features,)`, zeros; absent when `use_bias` is false.
-
-    Raises:
-        ValueError: `features` is not a positive int.
-        ShapeError: the input is not one time step.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, axonlike as al
-        >>> cell = al.gru_cell(4)
-        >>> step = (jnp.zeros((2, 4)), jnp.ones((2, 3)))
-        >>> params, state = cell.init(jax.random.key(0), step)
-        >>> h, y = cell.predict(params, state, step)
-        >>> y.shape
-        (2, 4)
-
-    References:
-        Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for
-        Statistical Machine Translation", EMNLP 2014.
-    """
-    positive("gru_cell", features=features)
-    inits = {"kernel": kernel_init, "recurrent_kernel": recurrent_kernel_init}
-    if use_bias:
-        inits["bias"] = bias_init
-
-    def init(key: Key, carry: Any, x: Any) -> Params:
-        exactly("gru_cell", x, 2, _STEP, _HINT)
-        own, rest = jax.random.split(key)
-        params = _gates(rest, (x.shape[-1], features), 3, inits, param_dtype)
-        if use_bias:
-            params["recurrent_bias"] = bias_init(own, (features,), param_dtype)
-        return params
-
-    def project(params: Params, x: Any) -> Array:
-        return affine(params, x, precision)
-
-    def apply(params: Params, carry: Any, x: Any) -> tuple[Array, Array]:
-        h = carry
-        xr, xz, xn = jnp.split(x, 3, -1)
-        hr, hz, hn = jnp.split(_recurrent(params, h, precision), 3, -1)
-        if use_bias:
-            bias = to_dtype(params["recurrent_bias"], hn.dtype)
-            hn = hn + jnp.broadcast_to(bias, hn.shape)
-        r, z = gate_fn(xr + hr), gate_fn(xz + hz)
-        n = activation_fn(xn + r * hn)
-        h = (1 - z) * n + z * h
-        return h, h
-
-    def initial_carry(x: Any) -> Array:
-        exactly("gru_cell", x, 2, _STEP, _HINT)
-        return _zeros(x, features)
-
-    return Cell(init, apply, initial_carry, project)
+    positive("rnn", features=features)
+    cell = rnn_cell(
+        features,
+        residual=residual,
+        use_bias=use_bias,
+        activation_fn=activation_fn,
+        kernel_init=kernel_init,
+        recurrent_kernel_init=recurrent_kernel_init,
+        bias_init=bias_init,
+        param_dtype=param_dtype,
+        precision=precision,
+        dot_general=dot_general,
+    )
+    return scan(
+        cell,
+        reverse=reverse,
+        return_carry=return_carry,
+        return_sequence=return_sequence,
+        unroll=unroll,
+    )
 
 
 @layer
@@ -206,14 +106,19 @@ def lstm(
     *,
     reverse: bool = False,
     return_carry: bool = False,
+    return_sequence: bool = True,
+    unroll: int = 1,
+    peephole: bool = False,
+    forget_bias: float = 1.0,
     use_bias: bool = True,
-    gate_fn: Callable[[Any], Any] = jax.nn.sigmoid,
-    activation_fn: Callable[[Any], Any] = jnp.tanh,
+    gate_fn: Activation = jax.nn.sigmoid,
+    activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
     recurrent_kernel_init: InitFunction = orthogonal(),
     bias_init: InitFunction = zeros(),
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    dot_general: DotGeneral | None = None,
     name: str | None = None,
 ) -> Any:
     """A long short-term memory over sequences: `scan(lstm_cell(features))`.
@@ -223,24 +128,31 @@ def lstm(
     Args:
         features: width of the output; positive.
         reverse: from the last step to the first; outputs stay at their places.
-        return_carry: also return the last carry `(h, c)`.
+        return_carry: also return the last carry, `(h, c)`.
+        return_sequence: the outputs of all steps, or only that of the last one.
+        unroll: steps per iteration of the loop.
+        peephole: whether the gates see the memory.
+        forget_bias: what the forget gate's part of the bias has on top of `bias_init`.
         use_bias: whether there is a bias.
-        gate_fn: of the gates i, f, o.
-        activation_fn: of g and c.
+        gate_fn: of the gates; element by element.
+        activation_fn: of g and c; element by element.
         kernel_init: initializer of each gate's part of the kernel.
         recurrent_kernel_init: initializer of each gate's part of the recurrent kernel.
         bias_init: initializer of each gate's part of the bias.
         param_dtype: dtype in which params are stored; computation follows the input's.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        dot_general: called in place of `jax.lax.dot_general`; None: JAX's own.
         name: the layer's name among its siblings.
 
     Shapes:
-        input: `(batch, time, n)`, floating point; a wire may also give the carry before
-            the first step, `sub.rnn(x, initial_carry=(h, c))`, each `(batch, features)`.
-        output: `(batch, time, features)`, the input's dtype, or `(output, (h, c))`.
+        x: `(batch, time, n)`, floating point; alone, or with the other inputs of `scan`
+            by name: `initial_carry`, `lengths`, `mask`, `reset`.
+        output: `(batch, time, features)`, the input's dtype; `(batch, features)` without
+            the sequence; with the carry a tuple `(output, carry)`.
         kernel: `(n, 4 * features)`, gates in the order i, f, g, o.
         recurrent_kernel: `(features, 4 * features)`.
         bias: `(4 * features,)`; absent when `use_bias` is false.
+        peephole: `(3, features)`, for i, f, o; absent unless asked for.
 
     Raises:
         ValueError: `features` is not a positive int.
@@ -257,6 +169,8 @@ def lstm(
     positive("lstm", features=features)
     cell = lstm_cell(
         features,
+        peephole=peephole,
+        forget_bias=forget_bias,
         use_bias=use_bias,
         gate_fn=gate_fn,
         activation_fn=activation_fn,
@@ -265,8 +179,15 @@ def lstm(
         bias_init=bias_init,
         param_dtype=param_dtype,
         precision=precision,
+        dot_general=dot_general,
     )
-    return scan(cell, reverse=reverse, return_carry=return_carry)
+    return scan(
+        cell,
+        reverse=reverse,
+        return_carry=return_carry,
+        return_sequence=return_sequence,
+        unroll=unroll,
+    )
 
 
 @layer
@@ -275,14 +196,18 @@ def gru(
     *,
     reverse: bool = False,
     return_carry: bool = False,
+    return_sequence: bool = True,
+    unroll: int = 1,
+    reset_after: bool = True,
     use_bias: bool = True,
-    gate_fn: Callable[[Any], Any] = jax.nn.sigmoid,
-    activation_fn: Callable[[Any], Any] = jnp.tanh,
+    gate_fn: Activation = jax.nn.sigmoid,
+    activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
     recurrent_kernel_init: InitFunction = orthogonal(),
     bias_init: InitFunction = zeros(),
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    dot_general: DotGeneral | None = None,
     name: str | None = None,
 ) -> Any:
     """A gated recurrent unit over sequences: `scan(gru_cell(features))`.
@@ -292,25 +217,31 @@ def gru(
     Args:
         features: width of the output; positive.
         reverse: from the last step to the first; outputs stay at their places.
-        return_carry: also return the last carry `h`.
+        return_carry: also return the last carry, `h`.
+        return_sequence: the outputs of all steps, or only that of the last one.
+        unroll: steps per iteration of the loop.
+        reset_after: whether the reset gate acts after the product or before it.
         use_bias: whether there are biases.
-        gate_fn: of the gates r, z.
-        activation_fn: of n.
+        gate_fn: of the gates; element by element.
+        activation_fn: of n; element by element.
         kernel_init: initializer of each gate's part of the kernel.
         recurrent_kernel_init: initializer of each gate's part of the recurrent kernel.
         bias_init: initializer of each gate's part of the bias.
         param_dtype: dtype in which params are stored; computation follows the input's.
         precision: of the matrix products, as in `jax.lax.dot_general`.
+        dot_general: called in place of `jax.lax.dot_general`; None: JAX's own.
         name: the layer's name among its siblings.
 
     Shapes:
-        input: `(batch, time, n)`, floating point; a wire may also give the carry before
-            the first step, `sub.rnn(x, initial_carry=h)`, `(batch, features)`.
-        output: `(batch, time, features)`, the input's dtype, or `(output, h)`.
+        x: `(batch, time, n)`, floating point; alone, or with the other inputs of `scan`
+            by name: `initial_carry`, `lengths`, `mask`, `reset`.
+        output: `(batch, time, features)`, the input's dtype; `(batch, features)` without
+            the sequence; with the carry a tuple `(output, carry)`.
         kernel: `(n, 3 * features)`, gates in the order r, z, n.
         recurrent_kernel: `(features, 3 * features)`.
         bias: `(3 * features,)`; absent when `use_bias` is false.
-        recurrent_bias: `(features,)`, of n; absent when `use_bias` is false.
+        recurrent_bias: `(features,)`, of n; absent when `use_bias` or `reset_after` is
+            false.
 
     Raises:
         ValueError: `features` is not a positive int.
@@ -328,6 +259,7 @@ def gru(
     positive("gru", features=features)
     cell = gru_cell(
         features,
+        reset_after=reset_after,
         use_bias=use_bias,
         gate_fn=gate_fn,
         activation_fn=activation_fn,
@@ -336,32 +268,103 @@ def gru(
         bias_init=bias_init,
         param_dtype=param_dtype,
         precision=precision,
+        dot_general=dot_general,
     )
-    return scan(cell, reverse=reverse, return_carry=return_carry)
+    return scan(
+        cell,
+        reverse=reverse,
+        return_carry=return_carry,
+        return_sequence=return_sequence,
+        unroll=unroll,
+    )
 
 
-def _gates(
-    key: Key,
-    shape: tuple[Any, int],
-    count: int,
-    inits: dict[str, InitFunction],
-    dtype: Any,
-) -> Params:
-    """Params of `count` gates side by side, each gate's part initialized by itself."""
-    features = shape[1]
-    shapes = {"recurrent_kernel": (features, features), "bias": (features,)}
-    params: Params = {}
-    for own, (name, init) in zip(jax.random.split(key, 3), inits.items(), strict=False):
-        keys = jax.random.split(own, count)
-        parts = [init(k, shapes.get(name, shape), dtype) for k in keys]
-        params[name] = jnp.concatenate(parts, -1)
-    return params
+@layer
+def mgu(
+    features: int,
+    *,
+    reverse: bool = False,
+    return_carry: bool = False,
+    return_sequence: bool = True,
+    unroll: int = 1,
+    reset_gate: bool = True,
+    forget_bias: float = 1.0,
+    use_bias: bool = True,
+    gate_fn: Activation = jax.nn.sigmoid,
+    activation_fn: Activation = jnp.tanh,
+    kernel_init: InitFunction = lecun_normal(),
+    recurrent_kernel_init: InitFunction = orthogonal(),
+    bias_init: InitFunction = zeros(),
+    param_dtype: Any = jnp.float32,
+    precision: Any = None,
+    dot_general: DotGeneral | None = None,
+    name: str | None = None,
+) -> Any:
+    """A minimal gated unit over sequences: `scan(mgu_cell(features))`.
 
+    The input's part of the gate is computed for all steps at once.
 
-def _recurrent(params: Params, h: Any, precision: Any) -> Array:
-    kernel = to_dtype(params["recurrent_kernel"], h.dtype)
-    return jnp.matmul(h, kernel, precision=precision)
+    Args:
+        features: width of the output; positive.
+        reverse: from the last step to the first; outputs stay at their places.
+        return_carry: also return the last carry, `h`.
+        return_sequence: the outputs of all steps, or only that of the last one.
+        unroll: steps per iteration of the loop.
+        reset_gate: whether the gate acts on the carry's part of n.
+        forget_bias: what the gate's part of the bias has on top of `bias_init`.
+        use_bias: whether there are biases.
+        gate_fn: of the gates; element by element.
+        activation_fn: of n; element by element.
+        kernel_init: initializer of each gate's part of the kernel.
+        recurrent_kernel_init: initializer of each gate's part of the recurrent kernel.
+        bias_init: initializer of each gate's part of the bias.
+        param_dtype: dtype in which params are stored; computation follows the input's.
+        precision: of the matrix products, as in `jax.lax.dot_general`.
+        dot_general: called in place of `jax.lax.dot_general`; None: JAX's own.
+        name: the layer's name among its siblings.
 
+    Shapes:
+        x: `(batch, time, n)`, floating point; alone, or with the other inputs of `scan`
+            by name: `initial_carry`, `lengths`, `mask`, `reset`.
+        output: `(batch, time, features)`, the input's dtype; `(batch, features)` without
+            the sequence; with the carry a tuple `(output, carry)`.
+        kernel: `(n, 2 * features)`, parts in the order f, n.
+        recurrent_kernel: `(features, 2 * features)`.
+        bias: `(2 * features,)`; absent when `use_bias` is false.
+        recurrent_bias: `(features,)`, of n; absent when `use_bias` or `reset_gate` is
+            false.
 
-def _zeros(x: Any, features: int) -> Array:
-    return jnp.zeros((x.shape[0], features), x.dtype)
+    Raises:
+        ValueError: `features` is not a positive int.
+        ShapeError: the input is not a sequence of vectors.
+
+    Example:
+        >>> import axonlike as al
+        >>> al.mgu(8).output_spec(al.spec("b t 4")).shape
+        (b, t, 8)
+
+    References:
+        Zhou et al., "Minimal Gated Unit for Recurrent Neural Networks", 2016.
+    """
+    positive("mgu", features=features)
+    cell = mgu_cell(
+        features,
+        reset_gate=reset_gate,
+        forget_bias=forget_bias,
+        use_bias=use_bias,
+        gate_fn=gate_fn,
+        activation_fn=activation_fn,
+        kernel_init=kernel_init,
+        recurrent_kernel_init=recurrent_kernel_init,
+        bias_init=bias_init,
+        param_dtype=param_dtype,
+        precision=precision,
+        dot_general=dot_general,
+    )
+    return scan(
+        cell,
+        reverse=reverse,
+        return_carry=return_carry,
+        return_sequence=return_sequence,
+        unroll=unroll,
+    )
