@@ -112,7 +112,7 @@ def contender(row: Any, weights: Any, x: Any) -> Contender | None:
     made, static = eqx.partition(make(), eqx.is_array)
 
     def load(weights: Any) -> Any:
-        return LOADS.get(row.name, _one)(made, weights)
+        return LOADS.get(row.name, one)(made, weights)
 
     def forward(params: Any, x: Any, key: Any) -> tuple[Any, Any]:
         return call(eqx.combine(params, static), x, key), {}
@@ -131,7 +131,7 @@ def _batch_norm(weights: Any, layout: Any) -> Contender:
         how = {"axis_name": "batch", "in_axes": (0, None), "out_axes": (0, None)}
         return jax.vmap(module, **how)(x, state)
 
-    load = partial(_one, made)
+    load = partial(one, made)
     return Contender(load(weights), forward, load, *layout)
 
 
@@ -143,7 +143,7 @@ def _last(x: Any) -> Any:
     return jnp.moveaxis(x, 1, -1)
 
 
-def _one(made: Any, p: Any) -> Any:
+def one(made: Any, p: Any) -> Any:
     """A module of one weight and perhaps a bias, of whichever shape."""
     if not p:
         return made
@@ -158,34 +158,34 @@ def _one(made: Any, p: Any) -> Any:
 
 def _mlp(made: Any, p: Any) -> Any:
     layers = [
-        _one(m, p[k]) for m, k in zip(made.layers, ("dense", "dense_1"), strict=True)
+        one(m, p[k]) for m, k in zip(made.layers, ("dense", "dense_1"), strict=True)
     ]
     return eqx.tree_at(lambda m: list(m.layers), made, layers)
 
 
-def _cell(made: Any, p: Any) -> Any:
+def cell(made: Any, p: Any) -> Any:
     leaves = [p["kernel"].T, p["recurrent_kernel"].T, p["bias"]]
     return eqx.tree_at(lambda m: [m.weight_ih, m.weight_hh, m.bias], made, leaves)
 
 
 def _gru(made: Any, p: Any) -> Any:
-    return eqx.tree_at(lambda m: m.bias_n, _cell(made, p), p["recurrent_bias"])
+    return eqx.tree_at(lambda m: m.bias_n, cell(made, p), p["recurrent_bias"])
 
 
-def _heads(made: Any, p: Any) -> Any:
+def projections(made: Any, p: Any) -> Any:
     names = {"query": "query", "key": "key", "value": "value", "out": "output"}
     for ours, theirs in names.items():
         projection = f"{theirs}_proj"
-        loaded = _one(getattr(made, projection), p[ours])
+        loaded = one(getattr(made, projection), p[ours])
         made = eqx.tree_at(lambda m, at=projection: getattr(m, at), made, loaded)
     return made
 
 
 LOADS = {
     "mlp": _mlp,
-    "lstm": _cell,
+    "lstm": cell,
     "gru": _gru,
-    "attention": _heads,
-    "attention 512": _heads,
-    "attention 2048": _heads,
+    "attention": projections,
+    "attention 512": projections,
+    "attention 2048": projections,
 }

@@ -11,7 +11,7 @@ from rows import RATE
 from peers import Contender, like
 
 
-def lstm(x: Any) -> Any:
+def unroll(x: Any) -> Any:
     cell = hk.LSTM(128)
     carry = cell.initial_state(x.shape[0])
     return hk.dynamic_unroll(cell, x, carry, time_major=False)[0]
@@ -41,7 +41,7 @@ LAYERS: dict[str, Callable[[Any], Any]] = {
     "max_pool 3x3": lambda x: hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), "VALID"),
     "avg_pool 2x2": lambda x: hk.avg_pool(x, (1, 2, 2, 1), (1, 2, 2, 1), "VALID"),
     "dropout": lambda x: hk.dropout(hk.next_rng_key(), RATE, x),
-    "lstm": lstm,
+    "lstm": unroll,
     "attention": attention,
     "attention 512": attention,
     "attention 2048": attention,
@@ -87,11 +87,11 @@ def _one(made: Any) -> Callable[[Any], Any]:
 
 def _mlp(p: Any) -> Any:
     return {
-        f"mlp/~/linear_{i}": _linear(p[k]) for i, k in enumerate(("dense", "dense_1"))
+        f"mlp/~/linear_{i}": linear(p[k]) for i, k in enumerate(("dense", "dense_1"))
     }
 
 
-def _linear(p: Any) -> Any:
+def linear(p: Any) -> Any:
     return {"w": p["kernel"], "b": p["bias"]}
 
 
@@ -100,10 +100,10 @@ def _transposed(p: Any) -> Any:
     return {"conv2_d_transpose": {"w": kernel, "b": p["bias"]}}
 
 
-def _lstm(p: Any) -> Any:
+def lstm(p: Any) -> Any:
     """One matrix for input and carry, gates i, g, f, o; it adds 1 to f by itself."""
     kernel = jnp.concatenate([p["kernel"], p["recurrent_kernel"]])
-    one = jnp.repeat(jnp.array([0.0, 0.0, 1.0, 0.0]), 128)
+    one = jnp.repeat(jnp.array([0.0, 0.0, 1.0, 0.0]), len(p["bias"]) // 4)
     return {"lstm/linear": {"w": _igfo(kernel), "b": _igfo(p["bias"]) - one}}
 
 
@@ -114,13 +114,13 @@ def _igfo(gates: Any) -> Any:
 
 def _heads(p: Any) -> Any:
     names = {"query": "query", "key": "key", "value": "value", "out": "linear"}
-    return {f"multi_head_attention/{t}": _linear(p[o]) for o, t in names.items()}
+    return {f"multi_head_attention/{t}": linear(p[o]) for o, t in names.items()}
 
 
 LOADS = {
     "mlp": _mlp,
     "conv transposed": _transposed,
-    "lstm": _lstm,
+    "lstm": lstm,
     "attention": _heads,
     "attention 512": _heads,
     "attention 2048": _heads,

@@ -62,17 +62,18 @@ def _mlp(p: Any) -> Any:
     return {"layers_0": p["dense"], "layers_2": p["dense_1"]}
 
 
-def heads(p: Any) -> Any:
+def heads(p: Any, count: int = 8) -> Any:
     """Their projections keep heads as an axis."""
     split: dict[str, Any] = {}
     for part in ("query", "key", "value"):
-        kernel, bias = p[part]["kernel"], p[part]["bias"]
-        split[part] = {"kernel": kernel.reshape(-1, 8, 32), "bias": bias.reshape(8, 32)}
-    kernel = p["out"]["kernel"].reshape(8, 32, -1)
+        kernel, bias = p[part]["kernel"], p[part]["bias"].reshape(count, -1)
+        kernel = kernel.reshape(-1, *bias.shape)
+        split[part] = {"kernel": kernel, "bias": bias}
+    kernel = p["out"]["kernel"].reshape(*bias.shape, -1)
     return {**split, "out": {"kernel": kernel, "bias": p["out"]["bias"]}}
 
 
-def _lstm(p: Any) -> Any:
+def lstm(p: Any) -> Any:
     """A matrix for each gate; the bias is with the recurrent ones."""
     leaves: dict[str, Any] = {}
     for i, gate in enumerate("ifgo"):
@@ -93,7 +94,7 @@ def _gru(p: Any) -> Any:
 
 LOADS = {
     "mlp": _mlp,
-    "lstm": _lstm,
+    "lstm": lstm,
     "gru": _gru,
     "attention": heads,
     "attention 512": heads,

@@ -71,14 +71,14 @@ def _mlp(p: Any) -> Any:
     return {"layers": {0: p["dense"], 2: p["dense_1"]}}
 
 
-def _lstm(p: Any) -> Any:
+def lstm(p: Any) -> Any:
     recurrent = {"kernel": p["recurrent_kernel"], "bias": p["bias"]}
     return {"cell": {"dense_i": {"kernel": p["kernel"]}, "dense_h": recurrent}}
 
 
 LOADS = {
     "mlp": _mlp,
-    "lstm": _lstm,
+    "lstm": lstm,
     "attention": heads,
     "attention 512": heads,
     "attention 2048": heads,
