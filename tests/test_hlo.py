@@ -8,6 +8,7 @@ step, and the texts compared line by line.
 import difflib
 import hashlib
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 import axonlike as al
 from axonlike.layers.normalize import Over, normalized
@@ -44,8 +46,43 @@ def assert_same_text(ours, by_hand):
 # --- what is written by hand
 
 
+def matmul(x, kernel):
+    return x @ kernel if x.ndim == 2 else _cached(x, kernel)
+
+
+@partial(jax.jit, inline=True)
+def _flat(x, kernel):
+    """As one matrix: so a CPU is twice as fast at the gradient for the kernel."""
+
+    def flat(x, kernel):
+        y = x.reshape(-1, x.shape[-1]) @ kernel
+        return y.reshape(*x.shape[:-1], -1)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def either(x, kernel):
+        return lax.platform_dependent(x, kernel, cpu=flat, default=jnp.matmul)
+
+    return either(x, kernel)
+
+
+@jax.custom_jvp
+def _matmul(x, kernel):
+    return x @ kernel
+
+
+@partial(_matmul.defjvp, symbolic_zeros=True)
+def _matmul_jvp(primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    y, by_x = x @ kernel, None if isinstance(dx, SymbolicZero) else dx @ kernel
+    by_kernel = _flat(x, dkernel)
+    return y, by_kernel if by_x is None else by_x + by_kernel
+
+
+_cached = jax.jit(_matmul, inline=True)
+
+
 def affine(p, x):
-    y = x @ p["kernel"]
+    y = matmul(x, p["kernel"])
     return y + jnp.broadcast_to(p["bias"], y.shape)
 
 

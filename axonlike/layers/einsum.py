@@ -15,13 +15,8 @@ from axonlike.errors import ShapeError
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.checks import array, at_least, is_int, positive, some
-from axonlike.layers.linear import (
-    DotGeneral,
-    add_bias,
-    affine_params,
-    contract,
-    product,
-)
+from axonlike.layers.linear import add_bias, affine_params
+from axonlike.layers.product import DotGeneral, contract
 from axonlike.spec import is_unknown, show
 from axonlike.types import Array, Key, Params, to_dtype
 
@@ -229,7 +224,6 @@ def bilinear(
     bias_init: InitFunction = zeros(),
     param_dtype: Any = jnp.float32,
     precision: Any = None,
-    dot_general: DotGeneral | None = None,
     name: str | None = None,
 ) -> Any:
     """A form in two inputs for each output: `z[k] = x @ kernel[:, :, k] @ y + bias[k]`.
@@ -240,8 +234,7 @@ def bilinear(
         kernel_init: initializer of the kernel, as one of shape `(n * m, features)`.
         bias_init: initializer of the bias.
         param_dtype: dtype in which params are stored; computation follows the input's.
-        precision: of the matrix product, as in `jax.lax.dot_general`.
-        dot_general: called in place of `jax.lax.dot_general`.
+        precision: of the products, as in `jnp.einsum`.
         name: the layer's name among its siblings.
 
     Shapes:
@@ -287,11 +280,8 @@ def bilinear(
     def apply(params: Params, x: Any, y: Any) -> Array:
         _check_pair(x, y)
         y, kernel = to_dtype(y, x.dtype), to_dtype(params["kernel"], x.dtype)
-        n, m = x.shape[-1], y.shape[-1]
-        pairs = jnp.expand_dims(x, -1) * jnp.expand_dims(y, -2)
-        pairs = jnp.reshape(pairs, (*x.shape[:-1], n * m))
-        flat = jnp.reshape(kernel, (n * m, features))
-        return add_bias(params, product(pairs, flat, precision, dot_general))
+        z = jnp.einsum("...i,ijk,...j->...k", x, kernel, y, precision=precision)
+        return add_bias(params, z)
 
     return init, apply
 

@@ -10,7 +10,7 @@ from axonlike.errors import ShapeError
 from axonlike.initializers import InitFunction, variance_scaling
 from axonlike.layer import layer
 from axonlike.layers.checks import array, at_least, last_axis, positive
-from axonlike.layers.linear import DotGeneral, contract
+from axonlike.layers.product import DotGeneral, contract
 from axonlike.spec import show
 from axonlike.types import Array, Key, Params, to_dtype
 

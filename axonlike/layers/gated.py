@@ -13,7 +13,8 @@ from jax import lax
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.checks import at_least, positive, some
-from axonlike.layers.linear import DotGeneral, affine, affine_params
+from axonlike.layers.linear import affine, affine_params
+from axonlike.layers.product import DotGeneral
 from axonlike.types import Array, Key, Params
 
 _HINT = "Add an axis with x[..., None]."

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from axonlike.combinators.basic import serial
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.axes import Axes, axes_in, axes_option, sizes_of
 from axonlike.layers.checks import at_least, is_int, positive
+from axonlike.layers.product import DotGeneral, contract, product
 from axonlike.types import Array, Key, Params, to_dtype
-
-DotGeneral = Callable[..., Any]
-"""What has the signature of `jax.lax.dot_general`."""
 
 
 @layer
@@ -96,9 +93,7 @@ def dense(
         if plain:
             return affine(params, x, precision, dot_general)
         kernel = to_dtype(params["kernel"], x.dtype)
-        axes = (at, tuple(range(len(at)))), ((), ())
-        y = contract(x, kernel, axes, precision, dot_general)
-        return add_bias(params, y)
+        return add_bias(params, _along(x, at, kernel, precision, dot_general))
 
     def _check(x: Any) -> tuple[int, ...]:
         if plain:
@@ -107,6 +102,23 @@ def dense(
         return axes_in("dense", x, axes)
 
     return init, apply
+
+
+def _along(
+    x: Any,
+    at: tuple[int, ...],
+    kernel: Array,
+    precision: Any,
+    dot_general: DotGeneral | None,
+) -> Array:
+    """The product along several axes, as a product of matrices where they are the last."""
+    many, made = len(at), kernel.shape[len(at) :]
+    if at != tuple(range(x.ndim - many, x.ndim)):
+        axes = (at, tuple(range(many))), ((), ())
+        return contract(x, kernel, axes, precision, dot_general)
+    size, lead = math.prod(kernel.shape[:many]), x.shape[: x.ndim - many]
+    rows, flat = jnp.reshape(x, (*lead, size)), jnp.reshape(kernel, (size, -1))
+    return jnp.reshape(product(rows, flat, precision, dot_general), (*lead, *made))
 
 
 def _features(features: int | Sequence[int]) -> tuple[int, ...]:
@@ -210,25 +222,6 @@ def affine(
     """`x @ kernel + bias` in the dtype of `x`; no bias where there is none."""
     kernel = to_dtype(params["kernel"], x.dtype)
     return add_bias(params, product(x, kernel, precision, dot_general))
-
-
-def product(
-    x: Any, kernel: Any, precision: Any, dot_general: DotGeneral | None = None
-) -> Array:
-    """`x @ kernel`, by another `dot_general` where one is given."""
-    if dot_general is None:  # whose derivative JAX caches, unlike lax.dot_general's
-        return jnp.matmul(x, kernel, precision=precision)
-    axes = (((x.ndim - 1,), (0,)), ((), ()))
-    return dot_general(x, kernel, axes, precision=precision)
-
-
-def contract(
-    x: Any, kernel: Any, axes: Any, precision: Any, dot_general: DotGeneral | None
-) -> Array:
-    """`jax.lax.dot_general` along these axes, or another where one is given."""
-    if dot_general is None:
-        return lax.dot_general(x, kernel, axes, precision=precision)
-    return dot_general(x, kernel, axes, precision=precision)
 
 
 def add_bias(params: Params, y: Array) -> Array:

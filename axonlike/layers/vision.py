@@ -14,13 +14,8 @@ from axonlike.errors import ShapeError
 from axonlike.initializers import InitFunction, lecun_normal, zeros
 from axonlike.layer import layer
 from axonlike.layers.checks import exactly, ints, is_int, positive, some, wide
-from axonlike.layers.linear import (
-    DotGeneral,
-    add_bias,
-    affine,
-    affine_params,
-    product,
-)
+from axonlike.layers.linear import add_bias, affine, affine_params
+from axonlike.layers.product import DotGeneral, product
 from axonlike.layers.windows import Sizes, axes_of, check_rank
 from axonlike.spec import show
 from axonlike.types import Array, Key, Params, to_dtype
@@ -252,11 +247,16 @@ def _grid(x: Any, patch_size: Sizes) -> tuple[Any, ...]:
 
 
 def _patches(x: Any, grid: tuple[Any, ...], sizes: tuple[int, ...]) -> Array:
-    """`(batch, patches, numbers of a patch)`."""
-    split = [n for pair in zip(grid, sizes, strict=True) for n in pair]
-    blocks = jnp.reshape(x, (x.shape[0], *split, x.shape[-1]))
+    """`(batch, patches, numbers of a patch)`.
+
+    What lies together stays so: the last axis of a patch and the channels are moved as
+    one, which took a third of the time on a CPU where there are 3 channels.
+    """
+    *first, (count, size) = zip(grid, sizes, strict=True)
+    split = [*(n for pair in first for n in pair), count, size * x.shape[-1]]
+    blocks = jnp.reshape(x, (x.shape[0], *split))
     axes = range(blocks.ndim)
-    blocks = jnp.transpose(blocks, (0, *axes[1:-1:2], *axes[2:-1:2], axes[-1]))
+    blocks = jnp.transpose(blocks, (0, *axes[1::2], *axes[2::2]))
     shape = (x.shape[0], math.prod(grid), math.prod(sizes) * x.shape[-1])
     return jnp.reshape(blocks, shape)
 
