@@ -45,24 +45,28 @@ from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.cells import lstm_cell, rnn_cell
 from axonlike.layers.conv import conv
 from axonlike.layers.conv_local import conv_local
-from axonlike.layers.conv_transpose import conv_transpose
 from axonlike.layers.conv_lstm import conv_lstm, conv_lstm_cell
+from axonlike.layers.conv_transpose import conv_transpose
 from axonlike.layers.declare import input, parameter
 from axonlike.layers.depthwise import depthwise_conv, separable_conv
 from axonlike.layers.dropout import dropout
+from axonlike.layers.einsum import bilinear, einsum
 from axonlike.layers.embed import embedding
+from axonlike.layers.gated import geglu, glu, maxout, swiglu
 from axonlike.layers.group_norm import (
     filter_response_norm,
     group_norm,
     instance_norm,
 )
-from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
 from axonlike.layers.gru_cells import gru_cell, mgu_cell
-from axonlike.layers.linear import dense
+from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
+from axonlike.layers.linear import dense, low_rank
 from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
 from axonlike.layers.recurrent import gru, lstm, mgu, rnn
+from axonlike.layers.scale import bias, prelu, scale
 from axonlike.layers.shape import flatten, reshape, transpose
+from axonlike.layers.vision import class_token, patch_embedding, squeeze_excite
 from axonlike.layers.weight_norm import spectral_norm, weight_norm
 from axonlike.params import (
     count,
@@ -128,42 +132,55 @@ __all__ = [
     "attention",
     "avg_pool",
     "batch_norm",
+    "bias",
+    "bilinear",
+    "class_token",
     "conv",
+    "conv_local",
     "conv_lstm",
     "conv_lstm_cell",
-    "conv_local",
     "conv_transpose",
     "dense",
     "depthwise_conv",
     "dropout",
+    "einsum",
     "embedding",
     "filter_response_norm",
     "flatten",
+    "geglu",
     "global_avg_pool",
     "global_max_pool",
+    "glu",
     "group_norm",
     "gru",
     "gru_cell",
     "initializers",
     "instance_norm",
     "layer_norm",
+    "low_rank",
     "lstm",
     "lstm_cell",
     "max_pool",
+    "maxout",
     "mgu",
     "mgu_cell",
     "pad",
     "parameter",
-    "projection",
+    "patch_embedding",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "prelu",
+    "projection",
     "reshape",
     "resize",
     "rms_norm",
     "rnn",
     "rnn_cell",
+    "scale",
     "separable_conv",
     "spectral_norm",
+    "squeeze_excite",
+    "swiglu",
     "transpose",
     "weight_norm",
     # the layers inside a model, and the contract of one

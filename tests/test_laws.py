@@ -19,6 +19,10 @@ def shifted(sub, x):
     return x + jnp.broadcast_to(sub.shift().astype(x.dtype), x.shape)
 
 
+def tied_head(sub, ids):
+    return sub.emb(sub.f(sub.emb(ids)), attend=True)
+
+
 def positive_first(x):
     return x[0, 0] > 0
 
@@ -48,11 +52,14 @@ TABLE = {
         (al.batch_norm(), ("b t 3", al.spec("b t", bool)), {}),
         (al.batch_norm(axis=(1, 2), use_running_average=True), "b 2 3", {}),
     ],
+    "bias": [(al.bias(), "b t 4", {}), (al.bias((-1, 1)), "b 3 4", {})],
     "bidirectional": [(al.bidirectional(al.gru(3)), "b t 2", {})],
+    "bilinear": [(al.bilinear(3), ("b 4", "b 2"), {})],
     "branch": [
         (D & al.dense(2), "b 4", {}),
         (al.branch(p=D, q=al.dense(2)), "b 4", {}),
     ],
+    "class_token": [(al.class_token(2), "b t 4", {})],
     "concatenate": [(D | al.identity, "b 4", {})],
     "cond": [(al.cond(positive_first, D, al.dense(3)), "b 4", MIXES)],
     "conv": [
@@ -66,13 +73,24 @@ TABLE = {
         (al.conv_transpose(3, 3, 2), "b 3 2 2", {}),
         (al.conv_transpose(4, (3,), feature_group_count=2), "b t 2", {}),
     ],
-    "dense": [(D, "b 4", {}), (al.dense(3, use_bias=False), "b t 4", {})],
+    "dense": [
+        (D, "b 4", {}),
+        (al.dense(3, use_bias=False), "b t 4", {}),
+        (al.dense((3, 2), axis=(1, -1)), "b 4 t 2", {}),
+    ],
     "depthwise_conv": [
         (al.depthwise_conv(3, 2, padding="CIRCULAR"), "b 4 3 2", {}),
         (al.depthwise_conv((2, 3)), "b h w 2", {}),
     ],
     "dropout": [(al.dropout(0.5), "b 4", {})],
-    "embedding": [(al.embedding(7, 3), al.spec("b t", int), {})],
+    "einsum": [
+        (al.einsum("...d,dhk->...hk", {"h": 2, "k": 3}), "b t 4", {}),
+        (al.einsum("bne,ned->bdn", {"d": 3}), "b 2 4", {}),
+    ],
+    "embedding": [
+        (al.embedding(7, 3), al.spec("b t", int), {}),
+        (al.wire(tied_head, emb=al.embedding(7, 3), f=D), al.spec("b t", int), {}),
+    ],
     "ensemble": [(al.ensemble(noisy(), 3), "b 4", {})],
     "filter_response_norm": [
         (al.filter_response_norm(), "b t 3", {}),
@@ -80,8 +98,10 @@ TABLE = {
     ],
     "flatten": [(al.flatten(), "b 3 2", {})],
     "frozen": [(al.frozen(D), "b 4", {"gradients": ("inputs",)})],
+    "geglu": [(al.geglu(3), "b 4", {})],
     "global_avg_pool": [(al.global_avg_pool(), "b 4 4 2", {})],
     "global_max_pool": [(al.global_max_pool(), "b 4 4 2", {})],
+    "glu": [(al.glu(3), "b 4", {}), (al.glu(3, jnp.tanh, use_bias=False), "b t 4", {})],
     "group_norm": [
         (al.group_norm(2), "b 3 4", {}),
         (al.group_norm(group_size=2), ("b t 4", al.spec("b t", bool)), {}),
@@ -96,9 +116,11 @@ TABLE = {
         (al.layer_norm(reduction_axes=(1, 2), feature_axes=(1, 2)), "b 3 4", {}),
     ],
     "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
+    "low_rank": [(al.low_rank(5, 2), "b 4", {})],
     "lstm": [(al.lstm(3), "b t 2", {}), (al.lstm(3, reverse=True), "b t 2", {})],
     "lstm_cell": [(al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {})],
     "max_pool": [(al.max_pool(2), "b 4 4 2", {})],
+    "maxout": [(al.maxout(3, 3), "b 4", {})],
     "mixed": [(al.mixed(D), "b 4", {})],
     "multiply": [(D * (al.dense(3) >> jax.nn.sigmoid), "b 4", {})],
     "on_item": [(al.on_item(0, D), ("b 4", "b 2"), {})],
@@ -108,9 +130,14 @@ TABLE = {
     ],
     "parallel": [(D @ al.dense(2), ("b 4", "b 5"), {})],
     "parameter": [(al.wire(shifted, shift=al.parameter((4,))), "b 4", {})],
+    "patch_embedding": [
+        (al.patch_embedding(3, 2), "b 4 6 2", {}),
+        (al.patch_embedding(3, (2,), flatten=False), "b 2*t 2", {}),
+    ],
     "pixel_shuffle": [(al.pixel_shuffle(2), "b h w 8", {})],
     "pixel_unshuffle": [(al.pixel_unshuffle((2, 3)), "b 2*h 6 2", {})],
     "pick": [(al.pick(1), ("b 4", "b 5"), {})],
+    "prelu": [(al.prelu(), "b 4", {}), (al.prelu(-1), "b t 4", {})],
     "projection": [(al.projection(), ("b 3", "b 4"), {})],
     "remat": [(al.remat(noisy()), "b 4", {})],
     "repeat": [
@@ -130,11 +157,14 @@ TABLE = {
         (al.rms_norm(), "b 4", {}),
         (al.rms_norm(scale_offset=1.0, use_bias=True), "b t 4", {}),
     ],
+    "scale": [(al.scale(), "b t 4", {}), (al.scale(()), "b 4", {})],
     "scan": [(al.scan(al.lstm_cell(3), return_carry=True), "b t 2", {})],
     "separable_conv": [(al.separable_conv(3, 3, 2), "b 5 4 2", {})],
     "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
     "shared": [(al.shared(D), ("b 4", "b 4"), {})],
     "spectral_norm": [(al.spectral_norm(D), "b 4", {"gradients": ("inputs",)})],
+    "squeeze_excite": [(al.squeeze_excite(2), "b h w 4", {})],
+    "swiglu": [(al.swiglu(3), "b 4", {})],
     "switch": [(al.switch(which, D, al.dense(3)), "b 4", MIXES)],
     "tie": [
         (
