@@ -10,6 +10,7 @@ from axonlike.testing import check_layer
 D = al.dense(3)
 MIXES = {"mixes_examples": True}
 
+LENGTHS = {"x": al.spec("b t 2"), "lengths": al.spec("b", int)}
 
 def gated(sub, x):
     return sub.value(x) * jax.nn.sigmoid(sub.gate(x))
@@ -53,7 +54,10 @@ TABLE = {
         (al.batch_norm(axis=(1, 2), use_running_average=True), "b 2 3", {}),
     ],
     "bias": [(al.bias(), "b t 4", {}), (al.bias((-1, 1)), "b 3 4", {})],
-    "bidirectional": [(al.bidirectional(al.gru(3)), "b t 2", {})],
+    "bidirectional": [
+        (al.bidirectional(al.gru(3)), "b t 2", {}),
+        (al.bidirectional(al.rnn(3), merge_fn=jnp.add), LENGTHS, {}),
+    ],
     "bilinear": [(al.bilinear(3), ("b 4", "b 2"), {})],
     "branch": [
         (D & al.dense(2), "b 4", {}),
@@ -73,6 +77,8 @@ TABLE = {
         (al.conv_transpose(3, 3, 2), "b 3 2 2", {}),
         (al.conv_transpose(4, (3,), feature_group_count=2), "b t 2", {}),
     ],
+    "conv_lstm": [(al.conv_lstm(2, 2), "b t 3 2", {})],
+    "conv_lstm_cell": [(al.conv_lstm_cell(2, 3), (("b 3 2", "b 3 2"), "b 3 1"), {})],
     "dense": [
         (D, "b 4", {}),
         (al.dense(3, use_bias=False), "b t 4", {}),
@@ -107,7 +113,10 @@ TABLE = {
         (al.group_norm(group_size=2), ("b t 4", al.spec("b t", bool)), {}),
     ],
     "gru": [(al.gru(3), "b t 2", {})],
-    "gru_cell": [(al.gru_cell(3), ("b 3", "b 2"), {})],
+    "gru_cell": [
+        (al.gru_cell(3), ("b 3", "b 2"), {}),
+        (al.gru_cell(3, reset_after=False), ("b 3", "b 2"), {}),
+    ],
     "identity": [(al.identity, "b 4", {})],
     "input": [(al.input("b 4") >> D, "b 4", {})],
     "instance_norm": [(al.instance_norm(), "b t 3", {})],
@@ -118,9 +127,14 @@ TABLE = {
     "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
     "low_rank": [(al.low_rank(5, 2), "b 4", {})],
     "lstm": [(al.lstm(3), "b t 2", {}), (al.lstm(3, reverse=True), "b t 2", {})],
-    "lstm_cell": [(al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {})],
+    "lstm_cell": [
+        (al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {}),
+        (al.lstm_cell(3, peephole=True), (("b 3", "b 3"), "b 2"), {}),
+    ],
     "max_pool": [(al.max_pool(2), "b 4 4 2", {})],
     "maxout": [(al.maxout(3, 3), "b 4", {})],
+    "mgu": [(al.mgu(3), "b t 2", {})],
+    "mgu_cell": [(al.mgu_cell(3), ("b 3", "b 2"), {})],
     "mixed": [(al.mixed(D), "b 4", {})],
     "multiply": [(D * (al.dense(3) >> jax.nn.sigmoid), "b 4", {})],
     "on_item": [(al.on_item(0, D), ("b 4", "b 2"), {})],
@@ -158,7 +172,12 @@ TABLE = {
         (al.rms_norm(scale_offset=1.0, use_bias=True), "b t 4", {}),
     ],
     "scale": [(al.scale(), "b t 4", {}), (al.scale(()), "b 4", {})],
-    "scan": [(al.scan(al.lstm_cell(3), return_carry=True), "b t 2", {})],
+    "rnn": [(al.rnn(3), "b t 2", {})],
+    "rnn_cell": [(al.rnn_cell(3, residual=True), ("b 3", "b 2"), {})],
+    "scan": [
+        (al.scan(al.lstm_cell(3), return_carry=True), "b t 2", {}),
+        (al.scan(al.gru_cell(3), reverse=True, return_sequence=False), LENGTHS, {}),
+    ],
     "separable_conv": [(al.separable_conv(3, 3, 2), "b 5 4 2", {})],
     "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
     "shared": [(al.shared(D), ("b 4", "b 4"), {})],

@@ -117,7 +117,7 @@ def scan(
             first = frame.under()
             first.call("f", (start, jax.tree.map(first_step, xs)))
             frame.absorb(first)
-        bulk = once and reset is None and _is_pure(frame, start, xs)
+        bulk = once and reset is None and _is_smooth(frame, start, xs)
         run_steps = _run_at_once if bulk else _run_each
         ys, last = run_steps(
             frame, has, start, xs, (valid, reset), reverse=reverse, unroll=unroll
@@ -159,9 +159,10 @@ def _run_at_once(
     frame: Frame, has: Any, start: Any, xs: Any, fixed: Any, **options: Any
 ) -> tuple[Any, Any]:
     """The same for a cell that says which part of a step has the weights."""
+    bare = _bare(frame)
 
     def call(params: Any, carry: Any, x: Any, method: str) -> Any:
-        return frame.under(None, params).call("f", (carry, x), {}, method)
+        return bare.under(None, params).call("f", (carry, x), {}, method)
 
     def after(params: Any, carry: Any, z: Any, fixed: Any) -> Any:
         new, y = call(params, carry, z, "step")
@@ -173,13 +174,23 @@ def _run_at_once(
     return ys, last
 
 
-def _is_pure(frame: Frame, start: Any, xs: Any) -> bool:
-    """Whether nothing but params, carry and sequence goes into a step or out of it."""
-    run = frame.run
-    if run.recorder is not None or run.taps is not None or frame.layer.uses_key:
-        return False
+def _bare(frame: Frame) -> Frame:
+    """A frame that holds on to no array, for what JAX keeps: a rule of derivation."""
+    run = frame.run._replace(key=None, taps=None)
+    bare = Frame(frame.layer, run, {}, {}, frame.places, frame.site, frame.keypath)
+    bare.given, bare.trail = jax.tree.map(_spec_of, (frame.given, frame.trail))
+    return bare
+
+
+def _spec_of(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "dtype") else x
+
+
+def _is_smooth(frame: Frame, start: Any, xs: Any) -> bool:
+    """Whether there are params, carry and sequence to take derivatives for."""
     leaves = jax.tree.leaves((frame.params, start, xs))
-    return not frame.state and all(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves)
+    smooth = all(jnp.issubdtype(a.dtype, jnp.inexact) for a in leaves)
+    return smooth and frame.run.recorder is None
 
 
 def _methods(cell: Layer) -> tuple[Mapping[str, Any], bool]:
@@ -201,7 +212,14 @@ def _methods(cell: Layer) -> tuple[Mapping[str, Any], bool]:
             f"scan: {cell.headline} is not a cell: it has no initial_carry. "
             "Use a cell such as lstm_cell(64), or return al.Cell(...) from your factory."
         )
-    return body.methods, bulk and "recur" in body.methods
+    return body.methods, bulk and _is_pure(body.methods)
+
+
+def _is_pure(methods: Mapping[str, Any]) -> bool:
+    """Whether nothing but params, carry and sequence goes into a step or out of it."""
+    steps = [methods[name][1] for name in ("recur", "step") if name in methods]
+    asked = frozenset[str]().union(*(sig.services for sig in steps))
+    return "recur" in methods and not asked & {"state", "key", "emit"}
 
 
 def _start(frame: Frame, carry: Any, xs: Any) -> Any:
