@@ -22,8 +22,8 @@ from report import DOCS, circumstances, markdown, plot, write
 from rows import ALL, RATE, Row
 from timing import in_turn, medians, ratio
 
-TOLERANCE = 2e-4
-"""Of the largest number: both are float32, summed in another order."""
+TOLERANCE = {"cpu": 2e-4}
+"""Of the largest number: sums in another order. On a GPU products keep fewer digits."""
 Result = dict[str, Any]
 Run = Callable[[], Any]
 
@@ -95,7 +95,7 @@ def compare(row: Row, name: str, one: Contender, got: Any, expected: Any) -> Non
 def _close(what: str, a: Any, b: Any, scale: float = 0.0) -> None:
     scale = max(scale, float(jnp.max(jnp.abs(b), initial=1e-3)))
     error = float(jnp.max(jnp.abs(a - b), initial=0.0)) / scale
-    if not error < TOLERANCE:
+    if not error < TOLERANCE.get(jax.default_backend(), 2e-2):
         raise ValueError(f"{what}: expected our numbers, got an error of {error:.1e}.")
 
 
@@ -113,12 +113,12 @@ def summary(name: str, times: dict[str, list[float]]) -> Result:
     """One row of the table."""
     median = medians(times)
     rivals = {n: t for n, t in median.items() if n not in ("axonlike", "torch")}
-    fastest = min(rivals, key=rivals.__getitem__)
+    fastest = min(rivals, key=rivals.__getitem__, default="")
     return {
         "row": name,
         "ms": {n: t * 1e3 for n, t in median.items()},
         "fastest": fastest,
-        "ratio": ratio(times, "axonlike", fastest),
+        "ratio": ratio(times, "axonlike", fastest) if rivals else 1.0,
     }
 
 

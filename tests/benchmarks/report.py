@@ -61,6 +61,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "axonlike"  # the same file from the same numbers
+    mpl.rcParams["svg.fonttype"] = "none"  # letters, not their outlines
     from matplotlib import pyplot as plt
 
     rows = sorted(results, key=lambda r: -r["ratio"])

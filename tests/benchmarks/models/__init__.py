@@ -32,6 +32,8 @@ class Sizes:
     images: tuple[int, int] = (16, 32)
     hidden: int = 512
     examples: tuple[int, int] = (128, 784)
+    dtype: Any = jnp.float32
+    """Of the computation; params are float32."""
 
 
 TOY = Sizes(1, 16, 2, 11, (2, 5), (4, 8), (2, 8), 8, (3, 6))
@@ -45,6 +47,18 @@ def gpt(use: Any, x: Any, s: Sizes) -> Any:
         h = jax.nn.gelu(use.dense(use.layer_norm(x), 4 * s.width))
         x = x + use.dense(h, s.width)
     return use.dense(use.layer_norm(x), s.vocab)
+
+
+def gpt2(use: Any, x: Any, s: Sizes) -> Any:
+    """GPT-2: learned positions, and a head that is the table of tokens."""
+    places = jnp.arange(x.shape[-1])
+    x, attend = use.tied(x, s.vocab, s.width)
+    x = (x + use.embedding(places, s.tokens[1], s.width)).astype(s.dtype)
+    for _ in range(s.blocks):
+        x = x + use.attention(use.layer_norm(x), s.heads)
+        h = jax.nn.gelu(use.dense(use.layer_norm(x), 4 * s.width))
+        x = x + use.dense(h, s.width)
+    return attend(use.layer_norm(x))
 
 
 def resnet(use: Any, x: Any, s: Sizes) -> Any:
@@ -76,7 +90,7 @@ def mlp(use: Any, x: Any, s: Sizes) -> Any:
     return use.dense(x, 10)
 
 
-MODELS = {"gpt": gpt, "resnet": resnet, "lstm_lm": lstm_lm, "mlp": mlp}
+MODELS = {"gpt": gpt, "gpt2": gpt2, "resnet": resnet, "lstm_lm": lstm_lm, "mlp": mlp}
 
 
 Unit = tuple[str, Any]
@@ -118,7 +132,7 @@ def libraries() -> dict[str, Any]:
 def batch(name: str, s: Sizes) -> tuple[Any, Any]:
     """Inputs and labels, the same in every run."""
     draws = np.random.default_rng(0)
-    if name in ("gpt", "lstm_lm"):
+    if name in ("gpt", "gpt2", "lstm_lm"):
         x, labels = draws.integers(0, s.vocab, (2, *s.tokens))
         return jnp.asarray(x, jnp.int32), jnp.asarray(labels, jnp.int32)
     count, side = s.images
@@ -132,6 +146,7 @@ def loss_of(one: Trainee) -> Callable[..., Any]:
 
     def loss(params: Any, state: Any, batch: Any) -> Any:
         logits, state = one.predict(params, state, batch[0])
+        logits = logits.astype(jnp.float32)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
         return jnp.mean(each), state
 

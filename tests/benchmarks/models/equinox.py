@@ -21,8 +21,12 @@ class Use(Units):
 
     state: Any = None
 
+    def tied(self, x: Any, count: int, features: int) -> Any:
+        table = self.next(lambda: nn.Embedding(count, features, key=KEY))
+        return jax.vmap(table)(x), lambda h: h @ table.weight.T
+
     def embedding(self, x: Any, count: int, features: int) -> Any:
-        return jax.vmap(self.next(lambda: nn.Embedding(count, features, key=KEY)))(x)
+        return self.tied(x, count, features)[0]
 
     def dense(self, x: Any, features: int) -> Any:
         module = self.next(lambda: nn.Linear(x.shape[-1], features, key=KEY))
@@ -76,7 +80,8 @@ def trainee(name: str, s: Sizes, x: Any, units: list[Unit]) -> Trainee:
     params = [_load(m, *unit) for m, unit in zip(params, units, strict=True)]
 
     def predict(params: Any, state: Any, x: Any) -> tuple[Any, Any]:
-        made = eqx.combine(params, static)
+        cast = jax.tree.map(lambda leaf: leaf.astype(s.dtype), params)
+        made = eqx.combine(cast, static)
 
         def one(x: Any, state: Any) -> Any:
             use = Use(made)

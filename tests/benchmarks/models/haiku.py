@@ -15,6 +15,10 @@ from models import MODELS, Sizes, Trainee, Unit
 class Use:
     """Its layers, each applied where it is named."""
 
+    def tied(self, x: Any, count: int, features: int) -> Any:
+        table = hk.Embed(count, features)
+        return table(x), lambda h: h @ table.embeddings.T
+
     def embedding(self, x: Any, count: int, features: int) -> Any:
         return hk.Embed(count, features)(x)
 

@@ -14,14 +14,21 @@ from models import MODELS, Sizes, Trainee, Unit
 class Use:
     """Its layers, each applied where it is named."""
 
+    def __init__(self, dtype: Any) -> None:
+        self.how = {"dtype": dtype}
+
+    def tied(self, x: Any, count: int, features: int) -> Any:
+        table = nn.Embed(count, features, **self.how)
+        return table(x), table.attend
+
     def embedding(self, x: Any, count: int, features: int) -> Any:
-        return nn.Embed(count, features)(x)
+        return nn.Embed(count, features, **self.how)(x)
 
     def dense(self, x: Any, features: int) -> Any:
-        return nn.Dense(features)(x)
+        return nn.Dense(features, **self.how)(x)
 
     def layer_norm(self, x: Any) -> Any:
-        return nn.LayerNorm(epsilon=1e-6)(x)
+        return nn.LayerNorm(epsilon=1e-6, **self.how)(x)
 
     def batch_norm(self, x: Any) -> Any:
         return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)(x)
@@ -31,7 +38,7 @@ class Use:
 
     def attention(self, x: Any, heads: int) -> Any:
         mask = nn.make_causal_mask(x[..., 0])
-        return nn.MultiHeadDotProductAttention(heads)(x, mask=mask)
+        return nn.MultiHeadDotProductAttention(heads, **self.how)(x, mask=mask)
 
     def lstm(self, x: Any, features: int) -> Any:
         return nn.RNN(nn.OptimizedLSTMCell(features))(x)
@@ -48,7 +55,7 @@ class Model(nn.Module):
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        return MODELS[self.which](Use(), x, self.sizes)
+        return MODELS[self.which](Use(self.sizes.dtype), x, self.sizes)
 
 
 def trainee(name: str, s: Sizes, x: Any, units: list[Unit]) -> Trainee:

@@ -13,14 +13,23 @@ from models import MODELS, Sizes, Trainee, Unit, Units
 class Use(Units):
     """Its layers: made with the sizes of what comes in, then found again."""
 
+    dtype: Any = None
+
+    def tied(self, x: Any, count: int, features: int) -> Any:
+        how = {"dtype": self.dtype, "rngs": KEYS}
+        table = self.next(lambda: nnx.Embed(count, features, **how))
+        return table(x), table.attend
+
     def embedding(self, x: Any, count: int, features: int) -> Any:
-        return self.next(lambda: nnx.Embed(count, features, rngs=KEYS))(x)
+        return self.tied(x, count, features)[0]
 
     def dense(self, x: Any, features: int) -> Any:
-        return self.next(lambda: nnx.Linear(x.shape[-1], features, rngs=KEYS))(x)
+        how = {"dtype": self.dtype, "rngs": KEYS}
+        return self.next(lambda: nnx.Linear(x.shape[-1], features, **how))(x)
 
     def layer_norm(self, x: Any) -> Any:
-        return self.next(lambda: nnx.LayerNorm(x.shape[-1], epsilon=1e-6, rngs=KEYS))(x)
+        how = {"epsilon": 1e-6, "dtype": self.dtype, "rngs": KEYS}
+        return self.next(lambda: nnx.LayerNorm(x.shape[-1], **how))(x)
 
     def batch_norm(self, x: Any) -> Any:
         how = {"momentum": 0.9, "epsilon": 1e-5, "rngs": KEYS}
@@ -32,9 +41,9 @@ class Use(Units):
         return self.next(lambda: nnx.Conv(*sizes, **how))(x)
 
     def attention(self, x: Any, heads: int) -> Any:
-        how = {"decode": False, "rngs": KEYS}
+        how = {"decode": False, "dtype": self.dtype, "rngs": KEYS}
         module = self.next(lambda: nnx.MultiHeadAttention(heads, x.shape[-1], **how))
-        return module(x, mask=nnx.make_causal_mask(x[..., 0]))
+        return module(x, is_causal=True)
 
     def lstm(self, x: Any, features: int) -> Any:
         def make() -> Any:
@@ -53,6 +62,7 @@ KEYS = nnx.Rngs(0)
 def trainee(name: str, s: Sizes, x: Any, units: list[Unit]) -> Trainee:
     """The model of that name, with our weights."""
     first = Use()
+    first.dtype = s.dtype
     MODELS[name](first, x, s)
     graph, params, state, rest = nnx.split(
         nnx.List(first.made), nnx.Param, nnx.BatchStat, ...

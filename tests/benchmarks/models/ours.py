@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import axonlike as al
@@ -16,6 +17,26 @@ def gpt(s: Sizes) -> al.Layer:
     blocks = al.repeat(block, s.blocks, stacked=False)
     embed = al.embedding(s.vocab, s.width)
     return embed >> blocks >> al.layer_norm() >> al.dense(s.vocab)
+
+
+def gpt2(s: Sizes) -> al.Layer:
+    mlp = al.dense(4 * s.width) >> jax.nn.gelu >> al.dense(s.width)
+    attend = al.residual(al.layer_norm() >> al.attention(s.heads, causal=True))
+    block = attend >> al.residual(al.layer_norm() >> mlp)
+
+    def run(sub: Any, x: Any) -> Any:
+        places = sub.positions(jnp.arange(x.shape[-1]))
+        x = sub.tokens(x)
+        x = (x + jnp.broadcast_to(places, x.shape)).astype(s.dtype)
+        return sub.tokens(sub.norm(sub.blocks(x)), attend=True)
+
+    return al.wire(
+        run,
+        tokens=al.embedding(s.vocab, s.width),
+        positions=al.embedding(s.tokens[1], s.width),
+        blocks=al.repeat(block, s.blocks, stacked=False),
+        norm=al.layer_norm(),
+    )
 
 
 def conv_norm(features: int, size: int, strides: int = 1) -> al.Layer:
@@ -45,7 +66,7 @@ def mlp(s: Sizes) -> al.Layer:
     return hidden >> al.dense(10)
 
 
-MODELS = {"gpt": gpt, "resnet": resnet, "lstm_lm": lstm_lm, "mlp": mlp}
+MODELS = {"gpt": gpt, "gpt2": gpt2, "resnet": resnet, "lstm_lm": lstm_lm, "mlp": mlp}
 UNITS = ("attention", "batch_norm", "conv", "dense", "embedding", "layer_norm", "lstm")
 
 
