@@ -12,6 +12,7 @@ which a combinator reaches a child, `combinators/` what composes, `layers/` the 
 """
 
 from axonlike import initializers, testing
+from axonlike.adapters import adapter, lora, merge_lora
 from axonlike.combinators.basic import (
     add,
     branch,
@@ -38,8 +39,11 @@ from axonlike.combinators.lifted import (
 from axonlike.combinators.over_time import bidirectional, scan
 from axonlike.combinators.tying import tie
 from axonlike.combinators.wire import wire
+from axonlike.compiled import compile, value_and_grads
+from axonlike.deferred import arg, defer, index, on, site
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Cell, Layer, layer, lift
+from axonlike.layers.alpha_dropout import alpha_dropout, feature_alpha_dropout
 from axonlike.layers.attention import attention, projection
 from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.cells import lstm_cell, rnn_cell
@@ -49,7 +53,7 @@ from axonlike.layers.conv_lstm import conv_lstm, conv_lstm_cell
 from axonlike.layers.conv_transpose import conv_transpose
 from axonlike.layers.declare import input, parameter
 from axonlike.layers.depthwise import depthwise_conv, separable_conv
-from axonlike.layers.dropout import dropout
+from axonlike.layers.dropout import drop_path, dropout, spatial_dropout
 from axonlike.layers.einsum import bilinear, einsum
 from axonlike.layers.embed import embedding
 from axonlike.layers.gated import geglu, glu, maxout, swiglu
@@ -60,9 +64,12 @@ from axonlike.layers.group_norm import (
 )
 from axonlike.layers.gru_cells import gru_cell, mgu_cell
 from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
+from axonlike.layers.kv_cache import kv_cache
 from axonlike.layers.linear import dense, low_rank
+from axonlike.layers.noise import gaussian_dropout, gaussian_noise
 from axonlike.layers.norm import layer_norm, rms_norm
 from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from axonlike.layers.positions import learned_positions, rotary, sinusoidal_positions
 from axonlike.layers.recurrent import gru, lstm, mgu, rnn
 from axonlike.layers.scale import bias, prelu, scale
 from axonlike.layers.shape import flatten, reshape, transpose
@@ -79,6 +86,7 @@ from axonlike.params import (
     stack,
     unstack,
 )
+from axonlike.policy import Cast, casts, precision
 from axonlike.selector import kind, where
 from axonlike.spec import Spec, spec
 from axonlike.surgery import (
@@ -117,6 +125,7 @@ __all__ = [
     "shared",
     "wire",
     # combinators that run a child inside a transformed function
+    "adapter",
     "bidirectional",
     "cond",
     "ensemble",
@@ -129,6 +138,7 @@ __all__ = [
     "tie",
     "vmap",
     # layers
+    "alpha_dropout",
     "attention",
     "avg_pool",
     "batch_norm",
@@ -136,17 +146,21 @@ __all__ = [
     "bilinear",
     "class_token",
     "conv",
-    "conv_local",
     "conv_lstm",
     "conv_lstm_cell",
+    "conv_local",
     "conv_transpose",
     "dense",
     "depthwise_conv",
+    "drop_path",
     "dropout",
     "einsum",
     "embedding",
+    "feature_alpha_dropout",
     "filter_response_norm",
     "flatten",
+    "gaussian_dropout",
+    "gaussian_noise",
     "geglu",
     "global_avg_pool",
     "global_max_pool",
@@ -156,7 +170,9 @@ __all__ = [
     "gru_cell",
     "initializers",
     "instance_norm",
+    "kv_cache",
     "layer_norm",
+    "learned_positions",
     "low_rank",
     "lstm",
     "lstm_cell",
@@ -176,8 +192,11 @@ __all__ = [
     "rms_norm",
     "rnn",
     "rnn_cell",
+    "rotary",
     "scale",
     "separable_conv",
+    "sinusoidal_positions",
+    "spatial_dropout",
     "spectral_norm",
     "squeeze_excite",
     "swiglu",
@@ -199,15 +218,28 @@ __all__ = [
     "unstack",
     "where",
     # new models out of old ones, with their weights
+    "Cast",
+    "casts",
     "diff",
     "find",
     "freeze",
     "insert_after",
+    "lora",
+    "merge_lora",
     "migrate",
+    "precision",
     "remove",
     "replace",
     "submodel",
     "trainable",
+    # activations: read, edited, differentiated
+    "arg",
+    "compile",
+    "defer",
+    "index",
+    "on",
+    "site",
+    "value_and_grads",
     # errors
     "PathError",
     "ShapeError",

@@ -16,7 +16,8 @@ from axonlike.errors import PathError
 from axonlike.frame import Frame, Run, check_state
 from axonlike.initialize import Recorder, param_path, remember, run_abstract
 from axonlike.names import walk
-from axonlike.spec import show
+from axonlike.spec import as_spec, show
+from axonlike.taps import Stop, Taps
 from axonlike.types import Key, Params, PyTree, State
 
 
@@ -89,9 +90,17 @@ class Predict(Apply):
 
 
 def evaluate(
-    layer: Any, params: Params, state: State, x: PyTree, run: Run
+    layer: Any,
+    params: Params,
+    state: State,
+    x: PyTree,
+    run: Run,
+    taken: dict[str, Any] | None = None,
 ) -> tuple[PyTree, State, dict[str, Any]]:
-    """Output, new state and what `run.taps` read: the one way in which a model is run."""
+    """Output, new state and what `run.taps` read: the one way in which a model is run.
+
+    What is read goes into `taken` when it is there, if that is given.
+    """
     for what, tree in (("params", params), ("state", state)):
         if not isinstance(tree, dict):
             raise TypeError(
@@ -102,15 +111,41 @@ def evaluate(
     if unknown:
         hint = "Options are keyword-only parameters of a layer's apply."
         raise PathError("options", unknown[0], sorted(layer.options), hint)
-    frame = Frame(layer, run, params, state, layer.places)
+    frame = Frame(layer, run, params, state, layer.places, taken=taken)
     try:
         x = jax.tree.map(_canonical, x)
-        y = frame.evaluate((x,))
+        y = frame.evaluate((_ends(frame, "input", x),))
+        y = _ends(frame, "output", y)
         if frame.state is not state:
             check_state(state, frame.state, layer.kind)
+    except Stop:
+        return None, frame.state, frame.taken
     except Exception as error:
         raise hide(error) from error.__cause__
     return y, frame.state, frame.taken
+
+
+def _ends(frame: Frame, site: str, value: PyTree) -> PyTree:
+    """The model's input or output as a site, unless a layer has that name."""
+    taps = frame.run.taps
+    if taps is None or site in (frame.layer.names or ()):
+        return value
+    return taps.visit(site, value, frame)
+
+
+def sites(layer: Any, x: PyTree) -> dict[str, Any]:
+    """The spec of every activation by site, of a run on shapes alone."""
+    specs = as_spec(x)
+    root = jax.eval_shape(lambda: jax.random.key(0))
+
+    def run(key: Key, x: PyTree) -> dict[str, Any]:
+        params, state = layer.init(key, specs)
+        return evaluate(layer, params, state, x, Run(taps=Taps(every=True)))[2]
+
+    try:
+        return jax.eval_shape(run, root, specs)
+    except Exception as error:
+        raise hide(error) from error.__cause__
 
 
 def _canonical(x: Any) -> Any:

@@ -10,7 +10,7 @@ gathers leaves it as values, so that nothing outlives the transformation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from types import MappingProxyType
@@ -24,25 +24,10 @@ from axonlike.names import Place, closed
 from axonlike.paths import check_name, join
 from axonlike.signature import SPECIAL, Signature
 from axonlike.spec import same, show
+from axonlike.taps import Taps
 from axonlike.types import Key, Params, PyTree, State
 
 _NO_KWARGS: Mapping[str, Any] = {}
-Edit = Callable[[Any], Any]
-
-
-class Taps(NamedTuple):
-    """What an evaluation reads and edits, by site: a path, `#1` for a second use."""
-
-    reads: frozenset[str] = frozenset()
-    edits: Mapping[str, Edit] = MappingProxyType({})
-
-    def visit(self, site: str, value: PyTree, taken: dict[str, Any]) -> PyTree:
-        """The value after edits; kept in `taken` when it is read."""
-        if site in self.edits:
-            value = self.edits[site](value)
-        if site in self.reads:
-            taken[site] = value
-        return value
 
 
 class Run(NamedTuple):
@@ -63,10 +48,12 @@ class Frame:
     """One evaluation of one layer; it never outlives its call."""
 
     __slots__ = (
+        "at",
         "given",
         "indices",
         "keypath",
         "layer",
+        "open",
         "params",
         "places",
         "run",
@@ -100,6 +87,8 @@ class Frame:
         self.trail: list[tuple[str, PyTree]] = []
         self.given: tuple[Any, ...] = ()
         self.trace: Any = None
+        self.at: Mapping[str, Any] = _NO_KWARGS
+        self.open = True
 
     def call(
         self,
@@ -123,7 +112,7 @@ class Frame:
             with jax.named_scope(name):
                 y = frame.evaluate(args, kwargs, method, self, name)
                 if self.run.taps is not None and method == "apply":
-                    y = self.run.taps.visit(frame.site, y, self.taken)
+                    y = self.run.taps.visit(frame.site, y, self)
         if frame.state is not before:
             self._check_trace(slot)
             path = self.places[slot].path
@@ -162,12 +151,15 @@ class Frame:
         *,
         index: Any = None,
         stack: int | None = None,
+        copy: Any = None,
+        inline: bool = False,
     ) -> Frame:
         """This frame one index step lower, or inside a transformed function.
 
         `index` tells this pass from the others to the keys of layers below; `stack` says,
         for init, how many copies of each param this pass stands for (-1: one of several,
-        told apart by `index`).
+        told apart by `index`); `copy` which copy this is, for edits. `inline` says that no
+        transformation lies between: what is read there is read here.
         """
         site = self.site
         if step is not None:
@@ -184,6 +176,10 @@ class Frame:
             self.places, site, self.keypath, indices, stacked,
         )  # fmt: skip
         frame.given, frame.trail = self.given, list(self.trail)
+        frame.at = self.at if copy is None else {**self.at, join(self.site, "*"): copy}
+        frame.open = inline and self.open
+        if inline:
+            frame.taken = self.taken
         if step is not None and self.run.recorder is None:
             frame._check_names(closed(self.places), self.layer)
         return frame
@@ -214,7 +210,7 @@ class Frame:
         if self.run.taps is None:
             return value
         site = join(self.site, check_name(name))
-        return self.run.taps.visit(site, value, self.taken)
+        return self.run.taps.visit(site, value, self)
 
     def services(self, sig: Signature, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The keyword arguments that a function asks for."""
@@ -254,6 +250,7 @@ class Frame:
                 place.below, _again(self.site, use), _again(self.keypath, use),
                 self.indices, self.stack, self.taken,
             )  # fmt: skip
+            frame.at, frame.open = self.at, self.open
             return frame, ""
         name = step = path[0] if len(path) == 1 else "/".join(path)
         count = self._use(slot, method)
@@ -265,6 +262,7 @@ class Frame:
             f"{self.keypath}/{step}" if self.keypath else step,
             self.indices, self.stack, self.taken,
         )  # fmt: skip
+        frame.at, frame.open = self.at, self.open
         return frame, name
 
     def _own(self, slot: str, tree: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 from axonlike import initializers, text, values
 from axonlike.blame import here, hide
 from axonlike.errors import PathError, nearest
-from axonlike.evaluate import Apply, Predict, check_key, recorded
+from axonlike.evaluate import Apply, Predict, check_key, recorded, sites
 from axonlike.frame import Frame
 from axonlike.initialize import materialize
 from axonlike.leaf import run_function, run_leaf
@@ -284,7 +284,28 @@ class Layer:
         """
         return OPERATORS["part"](self, path)
 
-    def __getitem__(self, index: int | slice) -> Layer:
+    def sites(self, x: PyTree) -> dict[str, Any]:
+        """The shape and dtype of every activation that can be read, by its path.
+
+        Args:
+            x: what stands for the input, as for `init`.
+
+        Returns:
+            `{path: jax.ShapeDtypeStruct}`; copies are a leading axis at `*`.
+
+        Example:
+            >>> import axonlike as al
+            >>> model = al.serial(body=al.dense(8), head=al.dense(2))
+            >>> list(model.sites(al.spec("b 4")))
+            ['body', 'head', 'input', 'output']
+        """
+        return sites(self, x)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, str):
+            index = (index,)
+        if isinstance(index, tuple):
+            return cast(Any, OPERATORS["deferred"])(self, cast(Any, index))
         if self.kind != "serial":
             raise TypeError(
                 f"{self.headline}: only a serial has an order to index. "

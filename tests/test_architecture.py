@@ -13,7 +13,7 @@ PACKAGE = ROOT / "axonlike"
 # long as there is no cycle. `axonlike/__init__.py` stands below the last line.
 LINES = (
     ("errors", "types", "values"),
-    ("initializers", "paths", "signature", "spec"),
+    ("initializers", "paths", "signature", "spec", "taps"),
     ("blame", "names", "selector"),
     ("frame", "text"),
     ("initialize",),
@@ -23,9 +23,12 @@ LINES = (
     ("tree",),
     ("combinators",),
     ("layers",),
-    ("params",),
+    ("sites",),
+    ("deferred",),
+    ("compiled", "params"),
     ("transfer",),
     ("surgery",),
+    ("adapters", "policy"),
     ("testing",),
 )
 RANKS = {place: rank for rank, line in enumerate(LINES) for place in line}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -15,7 +16,7 @@ from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
 from axonlike.names import assign, closed, given, inside, walk
 from axonlike.paths import check_name
-from axonlike.selector import choose
+from axonlike.selector import choose, whole
 from axonlike.spec import same, show
 from axonlike.types import PyTree
 
@@ -103,17 +104,59 @@ def _stacked(
         return once(frame.under("*", index=0, stack=n), x)
 
     def body(x: PyTree, each: Any) -> Any:
-        inner = frame.under("*", each[0], each[1], index=each[2])
+        inner = frame.under("*", each[0], each[1], index=each[2], copy=each[3])
         y = once(inner, x)
         return y, (inner.state, inner.taken)
 
-    each = (frame.params.get("*", {}), frame.state.get("*", {}), pass_index(frame, n))
-    _check_stack(each[:2], n)
-    y, (state, taken) = jax.lax.scan(
-        _remat(body, remat, in_scan=True), x, each, length=n, unroll=unroll
-    )
+    arrays = frame.params.get("*", {}), frame.state.get("*", {})
+    _check_stack(arrays, n)
+    each = (*arrays, pass_index(frame, n), copy_index(frame, n))
+    body = _remat(body, remat, in_scan=True)
+    points = frame.run.taps.points.get(frame.site) if frame.run.taps else None
+    if points:
+        return _apart_from_points(frame, x, n, once, body, each, points)
+    y, (state, taken) = jax.lax.scan(body, x, each, length=n, unroll=unroll)
     keep(frame, {"*": state}, taken)
     return y
+
+
+def _apart_from_points(
+    frame: Frame, x: PyTree, n: int, once: Once, body: Any, each: Any, points: Any
+) -> PyTree:
+    """Some copies by themselves, to be read or edited, and scans over those between.
+
+    A scan runs over indices, not over slices of params, which would be copied.
+    """
+    states: list[Any] = []
+
+    def nth(i: Any) -> Any:
+        static = isinstance(i, int)
+        take = jax.lax.index_in_dim if static else jax.lax.dynamic_index_in_dim
+
+        def one(a: Any) -> Any:
+            return take(a, i, 0, keepdims=False)
+
+        return jax.tree.map(one, each)
+
+    def span(x: PyTree, start: int, stop: int) -> PyTree:
+        indices = jnp.arange(start, stop, dtype=jnp.uint32)
+        y, (state, _) = jax.lax.scan(lambda x, i: body(x, nth(i)), x, indices)
+        states.append(state)
+        return y
+
+    for start, stop in itertools.pairwise([-1, *points, n]):
+        if stop > start + 1:
+            x = span(x, start + 1, stop)
+        if stop < n:
+            params, state, index, _ = nth(stop)
+            inner = frame.under(
+                str(stop), params, state, index=index, copy=stop, inline=True
+            )
+            x = once(inner, x)
+            states.append(jax.tree.map(partial(jnp.expand_dims, axis=0), inner.state))
+    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
+    keep(frame, {"*": whole}, {})
+    return x
 
 
 def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree:
@@ -145,7 +188,9 @@ def _isolated(
 
     def body(params: Any, state: Any, x: Any) -> Any:
         stack = None if step is None else -1
-        inner = frame.under(step, params, state, index=i, stack=stack)
+        inner = frame.under(
+            step, params, state, index=i, stack=stack, copy=i, inline=not remat
+        )
         y = once(inner, x)
         return y, inner.state, inner.taken
 
@@ -212,8 +257,8 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
         return ensemble(as_layer(f, "ensemble"), n)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        def member(params: Any, state: Any, index: Any) -> Any:
-            inner = frame.under("*", params, state, index=index, stack=n)
+        def member(params: Any, state: Any, index: Any, copy: Any = None) -> Any:
+            inner = frame.under("*", params, state, index=index, stack=n, copy=copy)
             y = inner.call("f", args, kwargs, method)
             return y, inner.state, inner.taken
 
@@ -221,7 +266,9 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
             return jax.vmap(partial(_nth_member, member))(jnp.zeros(n))
         params, state = frame.params.get("*", {}), frame.state.get("*", {})
         _check_stack((params, state), n)
-        y, state, taken = jax.vmap(member, axis_size=n)(params, state, pass_index(frame, n))
+        y, state, taken = jax.vmap(member, axis_size=n)(
+            params, state, pass_index(frame, n)
+        )
         keep(frame, {"*": state}, taken)
         return y
 
@@ -453,7 +500,7 @@ def _branch(
         y = inner.call(slot, args, kwargs)
         specs[slot] = jax.tree.map(jax.typeof, y)
         _equal_outputs(kind, specs)
-        if inner.taken:
+        if inner.taken and not (frame.run.taps and frame.run.taps.every):
             raise ValueError(
                 f"{kind}: cannot read inside {slot!r}, which may not run. "
                 f"Read the output of the {kind} instead."
@@ -502,7 +549,7 @@ def frozen(f: Any, *, but: Any = None, name: str | None = None) -> Any:
         return frozen(as_layer(f, "frozen"), but=but)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        inner = frame.under(None, _stopped(frame, but), frame.state)
+        inner = frame.under(None, _stopped(frame, but), frame.state, inline=True)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return y
@@ -512,8 +559,9 @@ def frozen(f: Any, *, but: Any = None, name: str | None = None) -> Any:
 
 def _stopped(frame: Frame, but: Any) -> Any:
     """Params that pass on no gradient, but for those that are chosen."""
+    stop = jax.lax.stop_gradient
     if but is None or frame.run.recorder is not None:
-        return jax.lax.stop_gradient(frame.params)
+        return stop(frame.params)
     found, tree = cast(Any, jax.tree_util.tree_flatten_with_path(frame.params))
     items = [
         (jax.tree_util.keystr(keys, simple=True, separator="/"), leaf)
@@ -522,8 +570,8 @@ def _stopped(frame: Frame, but: Any) -> Any:
     layers = list(walk(frame.layer, frame.places, "", every=True))
     free = choose("frozen: but", but, items, layers)
     return tree.unflatten(
-        leaf if copies else jax.lax.stop_gradient(leaf)
-        for (_, leaf), copies in zip(items, free, strict=True)
+        leaf if copies and whole(copies, "frozen: but", path, leaf) else stop(leaf)
+        for (path, leaf), copies in zip(items, free, strict=True)
     )
 
 
@@ -569,7 +617,8 @@ def mixed(
         return mixed(as_layer(f, "mixed"), compute, output, params=params)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        inner = frame.under(None, _cast_params(frame.params, compute), frame.state)
+        lowered = _cast_params(frame.params, compute)
+        inner = frame.under(None, lowered, frame.state, inline=True)
         if _recording(frame):
             old = inner.run
             inner.run = old._replace(
@@ -615,6 +664,12 @@ def pass_index(frame: Frame, n: Any) -> Any:
     if run.key is None or run.recorder is not None or not frame.layer.uses_key:
         return None
     return jnp.arange(n, dtype=jnp.uint32)
+
+
+def copy_index(frame: Frame, n: int) -> Any:
+    """Numbers to tell copies apart, if edits below are for some of them only."""
+    taps = frame.run.taps
+    return jnp.arange(n, dtype=jnp.uint32) if taps and taps.indexed else None
 
 
 def _recording(frame: Frame) -> bool:

@@ -74,7 +74,7 @@ def tie(
             value = _read(params, join(base, source))
             value = _turned(value, source.count("*")) if target in turned else value
             params = _with(params, join(base, target).split("/"), value)
-        inner = frame.under(None, params, frame.state)
+        inner = frame.under(None, params, frame.state, inline=True)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return y

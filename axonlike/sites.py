@@ -1,0 +1,232 @@
+"""Which sites of a model a path means, and where they are when the model runs.
+
+A site's path has `*` where a repeat or an ensemble has copies. A step there may choose one
+copy, a slice of them, all, or one that is known only when the model runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from axonlike.combinators.lifted import ensemble, repeat
+from axonlike.errors import PathError
+from axonlike.layer import Layer
+from axonlike.names import walk
+from axonlike.paths import join, pattern
+
+_MOST_POINTS = 4
+"""Copies that run by themselves between scans; for more, one scan and then an index."""
+
+
+class Copies(NamedTuple):
+    """The copies of a repeat or an ensemble: how many, and how they are run."""
+
+    number: int
+    mode: str  # "scan", "vmap", or "unrolled"
+
+
+class Step(NamedTuple):
+    """One `*` of a site: the copies' site, and which of them is meant."""
+
+    site: str
+    copies: Copies
+    chosen: Any  # an int, a slice, None for all, or what is known only later
+
+
+class Target(NamedTuple):
+    """A site of a model: its path with `*` for each set of copies, and those steps."""
+
+    path: str
+    steps: tuple[Step, ...]
+
+
+# --- which site a path means
+
+
+def resolve(model: Layer, path: tuple[Any, ...]) -> dict[str, Target]:
+    """The sites that a path or glob means, by path; an error where there is none."""
+    copies, known = _structure(model)
+    wanted = _starred(path, copies)
+    if wanted is not None and (
+        _once(wanted.path) in known or _may_emit(model, _once(wanted.path))
+    ):
+        return {wanted.path: wanted}
+    text = "/".join(map(str, path))
+    glob = pattern(text)
+    hits = [site for site in known if glob.fullmatch(site)]
+    if not hits or not any(c in text for c in "*{"):
+        hint = "model.sites(spec) lists them."
+        raise PathError("activation", text, known, hint)
+    found = {site: _starred(tuple(site.split("/")), copies) for site in hits}
+    return {site: target for site, target in found.items() if target is not None}
+
+
+def _once(path: str) -> str:
+    """The path of a layer's first use: of `enc#1/dense`, `enc/dense`."""
+    return "/".join(step.partition("#")[0] for step in path.split("/"))
+
+
+def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
+    """The copies by site, and every site, with `*` for copies however they are run."""
+    known = {"input": None, "output": None}
+    found: dict[str, Copies] = {}
+    for path, layer in [("", model), *walk(model, model.places, "", every=True)]:
+        plain = "/".join("*" if step.isdigit() else step for step in path.split("/"))
+        if plain:
+            known[plain] = None
+        if layer.indexed:
+            stacked = layer.factory is not repeat or layer.config["stacked"]
+            mode = "vmap" if layer.factory is ensemble else "scan"
+            found[join(plain, "*")] = Copies(
+                layer.config["n"], mode if stacked else "unrolled"
+            )
+    return found, list(known)
+
+
+def _starred(path: tuple[Any, ...], copies: Mapping[str, Copies]) -> Target | None:
+    """The path with `*` at each set of copies; None where a step chooses nothing."""
+    site, steps = "", list[Step]()
+    for step in path:
+        star = join(site, "*")
+        if star in copies and _chooses(step):
+            steps.append(Step(star, copies[star], _choice(step, star, copies[star])))
+            site = star
+        elif isinstance(step, str):
+            site = join(site, step)
+        else:
+            raise PathError(
+                "activation", "/".join(map(str, path)), list(copies),
+                f"{site!r} has no copies to choose from.",
+            )  # fmt: skip
+    return Target(site, tuple(steps))
+
+
+def _chooses(step: Any) -> bool:
+    if not isinstance(step, str):
+        return True
+    return step == "*" or all(
+        end == "" or end.removeprefix("-").isdigit() for end in step.split(":")
+    )
+
+
+def _choice(step: Any, star: str, copies: Copies) -> Any:
+    """An int within range, a slice, an expression, or None for all."""
+    if not isinstance(step, str) or step == "*":
+        return None if step == "*" else step
+    if ":" in step:
+        return slice(*(int(end) if end else None for end in step.split(":")))
+    number = int(step)
+    if not -copies.number <= number < copies.number:
+        raise PathError(
+            "activation", f"{star[:-1]}{step}", (), f"There are {copies.number} copies."
+        )
+    return number % copies.number
+
+
+def _may_emit(model: Layer, path: str) -> bool:
+    """Whether a path may be what a layer emits, which is known when it runs."""
+    home = path.rpartition("/")[0]
+    for place, layer in [("", model), *walk(model, model.places, "", every=True)]:
+        plain = "/".join("*" if step.isdigit() else step for step in place.split("/"))
+        sigs = [sig for _, sig in layer.methods.values()] or [layer.signature]
+        if plain == home and any("emit" in sig.services for sig in sigs):
+            return True
+    return False
+
+
+# --- what a run reads and edits
+
+
+class Condition(NamedTuple):
+    """That a copy is one of those chosen: a number, or `at[star]` when it runs."""
+
+    copy: Any  # an int, or the site with `*` by which a frame knows its copy
+    chosen: Any
+
+
+class Place(NamedTuple):
+    """One concrete site of a target, and when an edit of the target applies there."""
+
+    site: str
+    conditions: tuple[Condition, ...]
+    copies: tuple[Any, ...]
+    """Which copy this is at each step that means several: an int, or a site as above."""
+
+
+Points = dict[str, set[int]]
+
+
+def segments(target: Target) -> list[str]:
+    """The path between its `*` steps, one more than there are of those."""
+    ends = [0, *(len(step.site) for step in target.steps)]
+    inner = [target.path[start : end - 1].strip("/") for start, end in pairwise(ends)]
+    return [*inner, target.path[ends[-1] :].strip("/")]
+
+
+def is_late(chosen: Any) -> bool:
+    """Whether a choice of copies is known only when the model runs."""
+    return not (chosen is None or isinstance(chosen, (int, slice)))
+
+
+def points_of(reads: Iterable[Target], edits: Iterable[Target]) -> Points:
+    """The copies that run by themselves, by the site of their repeat."""
+    several = {s.site for t in reads for s in t.steps if not isinstance(s.chosen, int)}
+    targets = [*reads, *edits]
+    numbers: dict[str, set[int]] = {}
+    for step in (s for t in targets for s in t.steps if isinstance(s.chosen, int)):
+        numbers.setdefault(step.site, set()).add(step.chosen)
+    several |= {star for star, found in numbers.items() if len(found) > _MOST_POINTS}
+    points: Points = {}
+    for target in targets:
+        here = ""
+        for segment, step in zip(segments(target), target.steps, strict=False):
+            here = join(here, segment)
+            alone = isinstance(step.chosen, int) and step.site not in several
+            if alone and step.copies.mode == "scan":
+                points.setdefault(here, set()).add(step.chosen)
+            alone = alone and step.copies.mode != "vmap"
+            here = join(here, str(step.chosen) if alone else "*")
+    return points
+
+
+def places(target: Target, points: Points) -> Iterator[Place]:
+    """Every concrete site at which a target's layers run."""
+    parts = segments(target)
+
+    def go(prefix: str, k: int, place: Place) -> Iterator[Place]:
+        here = join(prefix, parts[k])
+        if k == len(target.steps):
+            yield place._replace(site=here)
+            return
+        step = target.steps[k]
+        alone = points.get(here, set())
+        if step.copies.mode == "unrolled":
+            alone = set(range(step.copies.number))
+        for i in sorted(alone):
+            if _possible(step, i):
+                yield from go(join(here, str(i)), k + 1, _with(place, step, i))
+        done = isinstance(step.chosen, int) and step.chosen in alone
+        if step.copies.mode != "unrolled" and not done:
+            star = join(here, "*")
+            yield from go(star, k + 1, _with(place, step, star))
+
+    yield from go("", 0, Place("", (), ()))
+
+
+def _possible(step: Step, i: int) -> bool:
+    if isinstance(step.chosen, slice):
+        return i in range(step.copies.number)[step.chosen]
+    return not isinstance(step.chosen, int) or step.chosen == i
+
+
+def _with(place: Place, step: Step, copy: Any) -> Place:
+    """A place one step on: what has to hold there, and which copy it is."""
+    static = isinstance(copy, int) and not is_late(step.chosen)
+    chosen = step.chosen
+    if isinstance(chosen, slice):
+        chosen = tuple(range(step.copies.number)[chosen])
+    more = () if static or chosen is None else (Condition(copy, chosen),)
+    copies = place.copies if isinstance(step.chosen, int) else (*place.copies, copy)
+    return place._replace(conditions=(*place.conditions, *more), copies=copies)

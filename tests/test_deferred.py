@@ -1,0 +1,608 @@
+"""Deferred activations: reading, arithmetic, edits, gradients, in every combinator."""
+
+import gc
+import operator
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+import axonlike as al
+
+KEY = jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8)), jnp.float32)
+
+
+def block():
+    mlp = (al.dense(8) >> jax.nn.relu >> al.dense(8)).named("mlp")
+    return al.residual(al.layer_norm() >> mlp)
+
+
+def stack(n=6, **how):
+    return al.serial(
+        inp=al.dense(8), blocks=al.repeat(block(), n, **how), head=al.dense(2)
+    )
+
+
+def made(model, x=X):
+    return model.init(KEY, x)
+
+
+def close(a, b, **how):
+    np.testing.assert_allclose(a, b, **({"rtol": 1e-5, "atol": 1e-6} | how))
+
+
+def dense(params, x):
+    y = x @ params["kernel"]
+    return y + jnp.broadcast_to(params["bias"], y.shape)
+
+
+def positive(x):
+    return x[0, 0] > 0
+
+
+def lengths(jaxpr):
+    """The lengths of all scans in a jaxpr, in order."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            found.append(equation.params["length"])
+    return found
+
+
+# --- reading
+
+
+def test_an_activation_is_read_by_name():
+    model = al.serial(c1=al.dense(4), act=al.lift(jax.nn.relu), c2=al.dense(3))
+    params, state = made(model)
+    c1 = dense(params["c1"], X)
+    c2 = dense(params["c2"], jax.nn.relu(c1))
+    close(al.compile(model["c1"])(params, state, X), c1)
+    close(model["c2"].evaluate(params, state, X), c2)
+    close(model["c2", ..., 1].evaluate(params, state, X), c2[..., 1])
+    both = al.compile({"a": model["c1"], "b": [model["output"], model["input"]]})
+    found = both(params, state, X)
+    close(found["a"], c1)
+    close(found["b"][0], c2)
+    close(found["b"][1], X)
+
+
+def test_only_what_is_needed_runs():
+    model = al.serial(
+        c1=al.conv(4, 3), c2=al.conv(4, 3), flat=al.flatten(), head=al.dense(2)
+    )
+    params, state = model.init(KEY, (1, 8, 8, 1))
+    read = al.compile(model["c1"])
+    larger = jnp.ones((1, 16, 16, 1))  # which the head would refuse
+    assert read(params, state, larger).shape == (1, 16, 16, 4)
+    with pytest.raises(TypeError, match="dot_general"):
+        model.predict(params, state, larger)
+    text = str(jax.make_jaxpr(read)(params, state, larger))
+    assert text.count("conv_general_dilated[") == 1
+    assert "dot_general" not in text
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize("i", [0, 1, 4, 5, -1, -6])
+def test_one_copy_of_a_repeat(stacked, i):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    apart = params if not stacked else al.unstack(params, "blocks")
+    h = al.submodel(stack(stacked=False), apart, state, "inp")[0].predict(
+        params["inp"], {}, X
+    )
+    for k in range(i % 6 + 1):
+        own = apart["blocks"][str(k)]
+        normed = al.layer_norm().predict(own["layer_norm"], {}, h)
+        out = (al.dense(8) >> jax.nn.relu >> al.dense(8)).predict(
+            own["mlp"], {}, normed
+        )
+        h = h + out
+    read = al.compile(model[f"blocks/{i}/mlp"])
+    close(read(params, state, X), out)
+    if stacked:
+        jaxpr = jax.make_jaxpr(read)(params, state, X).jaxpr
+        assert lengths(jaxpr) == [i % 6] * (i % 6 > 0)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_all_copies_are_an_axis_in_front(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    every = model["blocks/*/mlp"].evaluate(params, state, X)
+    singles = [model[f"blocks/{i}/mlp"].evaluate(params, state, X) for i in range(6)]
+    close(every, jnp.stack(singles))
+    close(model["blocks/1:5:2/mlp"].evaluate(params, state, X), every[1:5:2])
+    close(model["blocks/-2:/mlp"].evaluate(params, state, X), every[-2:])
+    k = model["blocks", al.index("k"), "mlp"]
+    close(k.evaluate(params, state, X, k=jnp.asarray(3)), every[3])
+    many = [model[f"blocks/{i}/mlp"] for i in range(6)]
+    close(jnp.stack(al.compile(many)(params, state, X)), every)
+
+
+def test_copies_within_copies():
+    inner = al.repeat(al.residual(al.dense(8).named("d")), 3)
+    model = al.serial(outer=al.repeat(al.serial(inner=inner, last=al.dense(8)), 4))
+    params, state = made(model)
+    every = model["outer/*/inner/*/d"].evaluate(params, state, X)
+    assert every.shape == (4, 3, 2, 8)
+    close(model["outer/2/inner/1/d"].evaluate(params, state, X), every[2, 1])
+    close(model["outer/*/inner/1/d"].evaluate(params, state, X), every[:, 1])
+    close(model["outer/2/inner/*/d"].evaluate(params, state, X), every[2])
+    two = [model["outer/2/inner/1/d"], model["outer/0/inner/2/d"]]
+    a, b = al.compile(two)(params, state, X)
+    close(a, every[2, 1])
+    close(b, every[0, 2])
+
+
+def test_a_glob_over_other_names_is_a_dict():
+    model = al.serial(a=al.dense(3), b=al.dense(4), c=al.dense(5))
+    params, state = made(model)
+    found = model["{a,c}"].evaluate(params, state, X)
+    assert {path: value.shape for path, value in found.items()} == {
+        "a": (2, 3), "c": (2, 5)
+    }  # fmt: skip
+
+
+def test_memory_of_one_block_of_24():
+    wide = al.residual(al.layer_norm() >> al.dense(256).named("d"))
+    model = al.serial(blocks=al.repeat(wide, 24), head=al.dense(8))
+    x = jnp.ones((1024, 256))
+    params, state = model.init(KEY, x)
+    read = al.compile(model["blocks/12/d"])
+
+    def temporary(function):
+        compiled = jax.jit(function).lower(params, state, x).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(read) <= 1.1 * temporary(model.predict)
+
+
+CASES = {
+    "parallel": (al.parallel(a=al.dense(3), b=al.dense(4)), {"a": X, "b": X}, "b"),
+    "branch": (al.branch(a=al.dense(3), b=al.dense(4)), X, "a"),
+    "add": (al.add(al.dense(3), al.dense(3)), X, "dense_1"),
+    "residual": (al.serial(r=al.residual(al.dense(8).named("f"))), X, "r/f"),
+    "wire": (al.wire(lambda sub, x: sub.f(sub.f(x)), f=al.dense(8)), X, "f#1"),
+    "shared": (al.shared(al.dense(3).named("f")), (X, X), "f#1"),
+    "remat": (al.remat(al.serial(a=al.dense(3), b=al.dense(2))), X, "a"),
+    "mixed": (al.mixed(al.serial(a=al.dense(3), b=al.dense(2)), jnp.bfloat16), X, "a"),
+    "frozen": (al.frozen(al.serial(a=al.dense(3), b=al.dense(2))), X, "a"),
+    "ensemble": (al.ensemble(al.serial(a=al.dense(3), b=al.dense(2)), 5), X, "*/a"),
+    "vmap": (al.vmap(al.serial(a=al.dense(3), b=al.dense(2))), X[None], "a"),
+    "scan": (al.serial(r=al.lstm(4), d=al.dense(2)), X[None], "r"),
+    "cond": (
+        al.serial(a=al.dense(8), c=al.cond(positive, al.dense(2), al.dense(2))),
+        X,
+        "c",
+    ),
+    "tie": (
+        al.tie(al.serial(a=al.dense(8), b=al.dense(8)), {"b/kernel": "a/kernel"}), X, "a"
+    ),
+    "emitted": (al.serial(a=al.attention(2), b=al.dense(2)), X[None], "a/weights"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_combinator_is_read_and_edited(name):
+    model, x, path = CASES[name]
+    params, state = made(model, x)
+    spec = model.sites(x)
+    plain = path.split("#")[0]
+    value = model[path].evaluate(params, state, x)
+    assert value.shape == spec[path if path in spec else plain].shape
+    again = al.compile(model["output"], edits=[model[path].map(lambda v: v)])
+    pairs = zip(*map(jax.tree.leaves, (again(params, state, x), model.predict(
+        params, state, x))), strict=True)  # fmt: skip
+    for found, expected in pairs:
+        close(found, expected)
+    other = al.compile(model["output"], edits=[model[path].scale(0.0)])(
+        params, state, x
+    )
+    before = model.predict(params, state, x)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), other, before)
+    assert any(jax.tree.leaves(changed))
+
+
+def test_inside_a_choice_nothing_is_read_but_its_output():
+    choice = al.cond(
+        lambda x: x[0, 0] > 0, al.dense(2, name="f"), al.dense(2, name="g")
+    )
+    model = al.serial(c=choice, d=al.dense(2))
+    params, state = made(model)
+    with pytest.raises(ValueError, match="cannot read inside 'f', which may not run"):
+        model["c/f"].evaluate(params, state, X)
+
+
+def test_state_and_dropout_are_those_of_the_whole_model():
+    model = al.serial(
+        a=al.dense(8), bn=al.batch_norm(), drop=al.dropout(0.5), b=al.dense(2)
+    )
+    params, state = made(model)
+    read = al.compile([model["drop"], model["output"]])
+    drop, out = read(params, state, X, key=KEY, train=True)
+    whole, _ = model.apply(params, state, X, key=KEY, train=True)
+    close(out, whole)
+    alone = al.compile(model["drop"])(params, state, X, key=KEY, train=True)
+    assert jnp.array_equal(alone, drop)
+
+
+# --- expressions
+
+
+SIGNS = [operator.add, operator.sub, operator.mul, operator.truediv]
+
+
+def expressions():
+    leaves = st.one_of(
+        st.sampled_from(["a", "b"]), st.floats(0.5, 2).map(lambda v: round(v, 3)),
+        st.just(np.float32(1.5)),
+    )  # fmt: skip
+
+    def grow(inner):
+        return st.one_of(
+            st.tuples(st.sampled_from(SIGNS), inner, inner),
+            st.tuples(st.sampled_from(["neg", "abs", "mean", "first"]), inner),
+        )
+
+    return st.recursive(leaves, grow, max_leaves=6)
+
+
+def built(tree, leaf):
+    """An expression or its value: the same Python either way."""
+    if isinstance(tree, str):
+        return leaf[tree]
+    if not isinstance(tree, tuple):
+        return tree
+    head, *rest = tree
+    parts = [built(part, leaf) for part in rest]
+    if callable(head):
+        return head(*parts)
+    (value,) = parts
+    if isinstance(value, (float, np.float32)):
+        return value
+    return {
+        "neg": lambda v: -v, "abs": abs, "mean": lambda v: v.mean(), "first": lambda v: v
+    }[head](value)  # fmt: skip
+
+
+@given(expressions())
+def test_arithmetic_is_that_of_arrays(tree):
+    model = al.serial(a=al.dense(3), b=al.dense(3))
+    params, state = made(model)
+    a, b = al.compile((model["a"], model["b"]))(params, state, X)
+    with jax.numpy_rank_promotion("allow"):
+        expected = built(tree, {"a": a, "b": b})
+        deferred = built(tree, {"a": model["a"], "b": model["b"]})
+        found = al.compile(deferred, model=model)(params, state, X)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_expression_is_a_value():
+    model = stack()
+    a, b = model["inp"], model["head"]
+    one = 0.5 * a[:, 0].mean() - b.l2() ** 2
+    two = 0.5 * model["inp"][:, 0].mean() - model["head"].l2() ** 2
+    assert one == two
+    assert hash(one) == hash(two)
+    assert one != 0.25 * a[:, 0].mean() - b.l2() ** 2
+    assert (a == stack(5)["inp"]) is False
+    assert repr(one) == "((0.5 * mean(inp[:, 0])) - (l2(head) ** 2))"
+    assert repr(a < b) == "(inp < head)"
+    assert repr(a.eq(b)) == "(inp == head)"
+    with pytest.raises(TypeError, match="no truth value"):
+        bool(a < b)
+    with pytest.raises(TypeError, match="not iterable"):
+        list(a)
+
+
+def test_equal_compilations_are_traced_once():
+    model = stack()
+    params, state = made(model)
+    traced = []
+
+    def see(value):
+        traced.append(1)
+        return value
+
+    def make():
+        return jax.jit(
+            al.compile(model["inp"].map(see) + 1, edits=[model["inp"].add(1.0)])
+        )
+
+    make()(params, state, X)
+    gc.collect()
+    make()(params, state, X)
+    assert len(traced) == 1
+    assert al.compile(model["inp"]) != al.compile(model["head"])
+
+
+def test_a_site_without_a_model_is_bound_when_compiled():
+    objective = al.site("inp", ..., 2).mean()
+    for n in (2, 3, 4):
+        model = stack(n)
+        params, state = made(model)
+        found = al.compile(objective, model=model)(params, state, X)
+        close(found, model["inp", ..., 2].mean().evaluate(params, state, X))
+    with pytest.raises(ValueError, match="got no model"):
+        al.compile(objective)
+    with pytest.raises(ValueError, match="got 2 models"):
+        al.compile(stack(2)["inp"] + stack(3)["inp"])
+
+
+def test_a_model_that_is_gone_leaves_nothing():
+    model = al.serial(only=al.dense(7), here=al.lift(lambda x: x))
+    compiled = weakref.ref(al.compile(model["only"]))
+    gc.collect()
+    assert compiled() is al.compile(model["only"])
+    del model
+    gc.collect()
+    assert compiled() is None
+
+
+def test_functions_are_deferred():
+    model = stack()
+    params, state = made(model)
+    both = al.defer(jnp.maximum)(model["inp"], 0.0).sum()
+    close(both.evaluate(params, state, X), jnp.maximum(
+        model["inp"].evaluate(params, state, X), 0).sum())  # fmt: skip
+    scaled = model["inp"] * al.arg("weight")
+    close(
+        scaled.evaluate(params, state, X, weight=2.0),
+        2 * model["inp"].evaluate(params, state, X),
+    )
+    with pytest.raises(
+        TypeError, match=r"expected the arguments \['weight'\], got \[\]"
+    ):
+        scaled.evaluate(params, state, X)
+
+
+def test_under_jit_grad_and_vmap():
+    model = stack(3)
+    params, state = made(model)
+    function = al.compile(model["blocks/1/mlp"].l2())
+
+    def of(x):
+        return function(params, state, x[None])
+
+    rows = jax.jit(jax.vmap(jax.grad(of)))(X)
+    close(rows, jnp.stack([jax.grad(of)(x) for x in X]), rtol=1e-4)
+    check_grads(of, (X[0],), 2, atol=0.1, rtol=0.1)
+
+
+# --- edits
+
+
+def test_what_each_edit_does():
+    model = al.serial(a=al.dense(4), b=al.dense(3))
+    params, state = made(model)
+    a = model["a"].evaluate(params, state, X)
+    v = jnp.asarray([1.0, 2.0, 0.0, -1.0])
+    q, _ = jnp.linalg.qr(jnp.arange(16.0).reshape(4, 4) + jnp.eye(4))
+    for edit, expected in [
+        (model["a"].set(1.0), jnp.ones((2, 4))),
+        (model["a"].set(v), jnp.broadcast_to(v, (2, 4))),
+        (model["a"].add(2.0), a + 2),
+        (model["a"].scale(-1.0), -a),
+        (model["a"].map(jnp.tanh), jnp.tanh(a)),
+        (model["a"][:, 3].set(0.0), a.at[:, 3].set(0)),
+        (model["a", ..., 1].scale(3.0), a.at[..., 1].multiply(3)),
+        (model["a"].rotate(q), a @ q),
+        (model["a"].project_out(v), a - jnp.outer(a @ v / (v @ v), v)),
+        (model["a"].set(model["input"][:, :4] * 2), 2 * X[:, :4]),
+    ]:
+        found = al.compile(model["output"], edits=[edit])(params, state, X)
+        close(found, dense(params["b"], expected), rtol=1e-4, atol=1e-5)
+    twice = [model["a"].add(1.0), model["a"].scale(2.0)]
+    found = al.compile(model["a"], edits=twice)(params, state, X)
+    close(found, 2 * (a + 1))
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_edits_of_copies(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    plain = model.predict(params, state, X)
+    embed, last = al.compile((model["inp"], model["blocks"]))(params, state, X)
+
+    def without(*paths, **arguments):
+        edits = [model[path].scale(0.0) for path in paths]
+        return al.compile(model["output"], edits=edits)(params, state, X, **arguments)
+
+    head = model.part("head")
+    close(without("blocks/*/mlp"), head.predict(params, state, embed))
+    close(
+        without(*[f"blocks/{i}/mlp" for i in range(6)]),
+        head.predict(params, state, embed),
+    )
+    k = ("blocks", al.index("k"), "mlp")
+    for i in (0, 3, 5):
+        close(without(f"blocks/{i}/mlp"), without(k, k=i))
+        assert not jnp.allclose(without(f"blocks/{i}/mlp"), plain)
+    close(without("blocks/1:3/mlp"), without("blocks/1/mlp", "blocks/2/mlp"))
+    both = without("blocks/*/mlp/relu", "blocks/2/mlp")
+    assert both.shape == plain.shape
+    mixed = al.compile(
+        model["output"],
+        edits=[model["blocks/2/mlp"].add(1.0), model["blocks/*/mlp"].scale(0.0)],
+    )
+    close(mixed(params, state, X), without("blocks/*/mlp"))
+    assert last.shape == embed.shape
+
+
+def test_identity_edits_change_nothing_at_any_site():
+    for model in (stack(3), stack(3, stacked=False)):
+        params, state = made(model)
+        plain = model.predict(params, state, X)
+        for path in model.sites(X):
+            edit = model[path].map(lambda value: value)
+            close(al.compile(model["output"], edits=[edit])(params, state, X), plain)
+
+
+def test_a_patch_from_another_run():
+    model = stack()
+    params, state = made(model)
+    other = -X
+    site = model["blocks"]
+    patched = al.compile(model["output"], edits=[site.set(al.on("clean", site))])
+    found = patched(params, state, X, clean=other)
+    close(found, model.predict(params, state, other))
+    deep = model["blocks/2/mlp"]
+    once = al.compile(model["output"], edits=[deep.set(al.on("clean", deep))])
+    value = deep.evaluate(params, state, other)
+    twice = al.compile(model["output"], edits=[deep.set(al.arg("value"))])
+    close(once(params, state, X, clean=other), twice(params, state, X, value=value))
+
+
+def test_100_patches_are_one_compilation():
+    model = stack(2)
+    params, state = made(model)
+    function = jax.jit(
+        al.compile(model["output"], edits=[model["inp"].set(al.arg("v"))])
+    )
+    for i in range(100):
+        function(params, state, X, v=jnp.full((2, 8), float(i)))
+    assert function._cache_size() == 1
+
+
+def test_a_sweep_is_one_vmap():
+    model = stack()
+    params, state = made(model)
+    site = model["blocks", al.index("k"), "mlp"][:, al.arg("j")]
+    patched = al.compile(model["output"], edits=[site.set(0.0)])
+
+    def one(k, j):
+        return patched(params, state, X, k=k, j=j)
+
+    rows, columns = jnp.arange(6), jnp.arange(8)
+    grid = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(rows, columns)
+    assert grid.shape == (6, 8, 2, 2)
+    for k in (0, 5):
+        for j in (1, 7):
+            edit = model[f"blocks/{k}/mlp"][:, j].set(0.0)
+            single = al.compile(model["output"], edits=[edit])(params, state, X)
+            close(grid[k, j], single)
+
+
+# --- gradients of activations
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_gradients_of_activations(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    objective = (model["output"] ** 2).sum()
+    function = al.value_and_grads(
+        objective, wrt={"all": model["blocks/*/mlp"], "one": model["blocks/2/mlp"],
+                        "head": model["head"]},
+    )  # fmt: skip
+    value, grads = function(params, state, X)
+    close(value, objective.evaluate(params, state, X))
+    head = model["head"].evaluate(params, state, X)
+    close(grads["head"], 2 * head)
+    close(grads["all"][2], grads["one"], rtol=1e-4)
+
+    def suffix(out):
+        h = al.compile(model["blocks"])(params, state, X)
+        own = al.compile(model["blocks/5/mlp"])(params, state, X)
+        return (dense(params["head"], h - own + out) ** 2).sum()
+
+    own = model["blocks/5/mlp"].evaluate(params, state, X)
+    close(grads["all"][5], jax.grad(suffix)(own), rtol=1e-4, atol=1e-4)
+
+
+def test_all_gradients_come_from_one_backward_pass():
+    model = stack()
+    params, state = made(model)
+    function = al.value_and_grads(model["output"].sum(), wrt=[model["blocks/*/mlp"]])
+    jaxpr = jax.make_jaxpr(function)(params, state, X).jaxpr
+    scans = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert sum(e.params["reverse"] for e in scans) == 1
+
+
+def test_direct_paths_add_up_in_a_linear_net():
+    linear = al.residual(al.dense(8, use_bias=False).named("d"))
+    model = al.serial(blocks=al.repeat(linear, 3), head=al.dense(2, use_bias=False))
+    params, state = made(model)
+    clean, broken = X, X * 0.0
+    total = model.predict(params, state, clean) - model.predict(params, state, broken)
+    frozen = [
+        model[f"blocks/{i}/d"].set(al.on("broken", model[f"blocks/{i}/d"]))
+        for i in range(3)
+    ]
+    direct = al.compile(model["output"], edits=frozen)(
+        params, state, clean, broken=broken
+    )
+    effects = direct - model.predict(params, state, broken)
+    for i in range(3):
+        own = model[f"blocks/{i}/d"]
+        edits = [e for j, e in enumerate(frozen) if j > i]
+        edits = [own.set(al.on("clean", own)), *edits]
+        only = al.compile(model["output"], edits=edits)
+        runs = {"clean": clean, "broken": broken}
+        known = {name: runs[name] for name in only.arguments}
+        effects = effects + only(params, state, broken, **known)
+        effects = effects - model.predict(params, state, broken)
+    close(effects, total, rtol=1e-4, atol=1e-5)
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("bloks/3/mlp", "Nearest: 'blocks/*/mlp'"),
+        ("blocks/3/mpl", "Nearest: 'blocks/*/mlp'"),
+        ("blocks/6/mlp", "There are 6 copies"),
+        ("blocks/-7/mlp", "There are 6 copies"),
+        ("nothing*", "nothing is called"),
+        ("inp/*/dense", "nothing is called"),
+    ],
+)
+def test_a_site_that_is_not_there_is_an_error_at_once(path, text):
+    with pytest.raises(al.PathError) as caught:
+        stack()[path]
+    assert text in str(caught.value)
+
+
+def test_an_edit_that_cannot_matter_is_an_error():
+    model = stack()
+    params, state = made(model)
+    for read, edit in [
+        (model["inp"], model["head"].set(0.0)),
+        (model["blocks/1/mlp"], model["blocks/3/mlp"].set(0.0)),
+    ]:
+        with pytest.raises(ValueError, match="has no effect"):
+            al.compile(read, edits=[edit])(params, state, X)
+
+
+def test_an_edit_has_to_fit():
+    model = stack()
+    params, state = made(model)
+    wrong = al.compile(model["output"], edits=[model["inp"].set(jnp.ones(3))])
+    with pytest.raises(al.ShapeError, match=r"edit: expected what fits inp"):
+        wrong(params, state, X)
+    with pytest.raises(TypeError, match="only an activation, or a slice of one"):
+        (model["inp"] + 1).set(0.0)
+    with pytest.raises(TypeError, match="edits: expected"):
+        al.compile(model["output"], edits=[model["inp"] + 1])
+
+
+def test_an_error_leaves_nothing_behind():
+    model = stack()
+    params, state = made(model)
+
+    def fail(value):
+        raise RuntimeError("mine")
+
+    bad = al.compile(model["output"], edits=[model["inp"].map(fail)])
+    with pytest.raises(RuntimeError, match="mine"):
+        bad(params, state, X)
+    close(model["output"].evaluate(params, state, X), model.predict(params, state, X))
