@@ -36,6 +36,7 @@ Taps = Iterator[tuple[tuple[int, ...], Array]]
 _MOST_TAPS = 128
 _FEW_TAPS = 9
 _BLOCK = 16
+_MOST_BLOCKS = 4
 
 
 class Geometry(NamedTuple):
@@ -177,9 +178,10 @@ def _product(x: Any, kernel: Any, geometry: Geometry) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _grouped(geometry: Geometry, x: Any, kernel: Any) -> Array:
     """A grouped convolution: shifted multiples of the input, or group by group."""
-    each, taps = kernel.shape[-2], math.prod(kernel.shape[:-2])
-    if each > 1 or taps > _MOST_TAPS:
+    if kernel.shape[-2] > 1:
         return _in_blocks(x, kernel, geometry, 1)
+    if math.prod(kernel.shape[:-2]) > _MOST_TAPS:
+        return by_xla(x, kernel, geometry)
     return _shifted(x, kernel, geometry)
 
 
@@ -189,22 +191,26 @@ def _grouped_jvp(
 ) -> tuple[Array, Array]:
     """The same sums for both tangents, written so that what JAX transposes is quick.
 
-    With several groups in one block: zeros are multiplied, but there are few products.
+    That is with several groups in one block, though it multiplies by zeros, or by shifts
+    where there would be too many blocks to compile.
     """
     (x, kernel), (for_x, for_kernel) = primals, tangents
-    terms = math.prod(kernel.shape[:-1])
-    together = _together(geometry.groups, _BLOCK // kernel.shape[-2])
+    terms, each = math.prod(kernel.shape[:-2]), kernel.shape[-2]
+    together = _together(geometry.groups, _BLOCK // each)
+    by_shifts = each == 1 and terms <= _MOST_TAPS
+    many = geometry.groups // together > _MOST_BLOCKS
     y: Array = cast(Any, _grouped)(geometry, x, kernel)
     parts: list[Array] = []
     if not isinstance(for_x, SymbolicZero):
-        few = kernel.shape[-2] == 1 and terms <= _FEW_TAPS
-        parts.append(
-            _shifted(for_x, kernel, geometry)
-            if few
-            else _in_blocks(for_x, kernel, geometry, together)
-        )
+        if by_shifts and (many or terms <= _FEW_TAPS):
+            parts.append(_shifted(for_x, kernel, geometry))
+        else:
+            parts.append(_in_blocks(for_x, kernel, geometry, together))
     if not isinstance(for_kernel, SymbolicZero):
-        parts.append(_in_blocks(x, for_kernel, geometry, together))
+        if by_shifts and many:
+            parts.append(_shifted(x, for_kernel, geometry))
+        else:
+            parts.append(_in_blocks(x, for_kernel, geometry, together))
     return y, parts[0] + parts[1] if len(parts) == 2 else parts[0]
 
 
