@@ -121,20 +121,28 @@ def layer_normed(p, x):
 
 
 def attended(p, x, heads):
+    """The largest logit is a constant, and the quotient is taken last."""
     batch, time, width = x.shape
     q, k, v = (
         jnp.reshape(affine(p[part], x), (batch, time, heads, width // heads))
         for part in ("query", "key", "value")
     )
-    shape = (batch, heads, time, time)
-    rows, columns = (lax.broadcasted_iota(np.int32, shape, axis) for axis in (2, 3))
-    seen, scale = rows >= columns, (width // heads) ** -0.5
-    logits = jnp.einsum(
-        "bthd,bshd->bhts", q * scale, k, preferred_element_type=np.float32
+    q, k, v = (jnp.swapaxes(each, 1, 2) for each in (q, k, v))
+    logits = jnp.matmul(
+        q * (width // heads) ** -0.5,
+        jnp.swapaxes(k, 2, 3),
+        preferred_element_type=np.float32,
     )
+    shape = (1, 1, time, time)
+    rows, columns = (lax.broadcasted_iota(np.int32, shape, axis) for axis in (2, 3))
+    seen = jnp.broadcast_to(rows - columns >= 0, logits.shape)
     lowest = jnp.asarray(jnp.finfo(jnp.float32).min, jnp.float32)
-    weights = jax.nn.softmax(jnp.where(seen, logits, lowest), -1)
-    y = jnp.einsum("bhts,bshd->bthd", weights, v)
+    logits = jnp.where(seen, logits, lowest)
+    most = lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    grown = jnp.exp(logits - jnp.broadcast_to(most, logits.shape))
+    total = jnp.sum(grown, -1, keepdims=True)
+    y = jnp.matmul(grown, v, preferred_element_type=np.float32)
+    y = jnp.swapaxes(y / jnp.broadcast_to(total, y.shape), 1, 2)
     return affine(p["out"], jnp.reshape(y, x.shape))
 
 

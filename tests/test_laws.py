@@ -46,6 +46,25 @@ TABLE = {
     "attention": [
         (al.attention(2), "b t 4", {}),
         (al.attention(2, causal=True), "b t 4", {}),
+        (
+            al.attention(4, num_kv_heads=2, head_dim=2, rotary=al.rotary()),
+            {"query": al.spec("b t 4"), "keys_values": al.spec("b s 3")},
+            {},
+        ),
+        (
+            al.attention(
+                3,
+                causal=True,
+                sliding_window=2,
+                alibi=True,
+                normalize_qk=True,
+                soft_cap=2.0,
+                dropout_rate=0.5,
+            ),
+            "b t 6",
+            {},
+        ),
+        (al.attention(2, causal=True, cache_length=5), "2 3 4", {}),
     ],
     "avg_pool": [(al.avg_pool(2), "b 4 4 2", {})],
     "batch_norm": [
@@ -120,9 +139,14 @@ TABLE = {
     "identity": [(al.identity, "b 4", {})],
     "input": [(al.input("b 4") >> D, "b 4", {})],
     "instance_norm": [(al.instance_norm(), "b t 3", {})],
+    "kv_cache": [(al.kv_cache(3), ("1 2 3 2", "1 2 3 2"), {})],
     "layer_norm": [
         (al.layer_norm(), "b 4", {}),
         (al.layer_norm(reduction_axes=(1, 2), feature_axes=(1, 2)), "b 3 4", {}),
+    ],
+    "learned_positions": [
+        (al.learned_positions(9), "b t 3", {}),
+        (al.learned_positions(9, keeps_position=True), "b t 2 3", {}),
     ],
     "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
     "low_rank": [(al.low_rank(5, 2), "b 4", {})],
@@ -171,6 +195,10 @@ TABLE = {
         (al.rms_norm(), "b 4", {}),
         (al.rms_norm(scale_offset=1.0, use_bias=True), "b t 4", {}),
     ],
+    "rotary": [
+        (al.rotary(), "b t 2 4", {}),
+        (al.rotary(fraction=0.5, interleaved=True), "b t 4", {}),
+    ],
     "scale": [(al.scale(), "b t 4", {}), (al.scale(()), "b 4", {})],
     "rnn": [(al.rnn(3), "b t 2", {})],
     "rnn_cell": [(al.rnn_cell(3, residual=True), ("b 3", "b 2"), {})],
@@ -181,6 +209,11 @@ TABLE = {
     "separable_conv": [(al.separable_conv(3, 3, 2), "b 5 4 2", {})],
     "serial": [(D >> jax.nn.gelu >> al.dense(2), "b 4", {})],
     "shared": [(al.shared(D), ("b 4", "b 4"), {})],
+    "sinusoidal_positions": [
+        (al.sinusoidal_positions(), "b t 3", {}),
+        (al.sinusoidal_positions(keeps_position=True), "b t 2 4", {}),
+    ],
+    "spatial_dropout": [(al.spatial_dropout(0.5), "b h w 4", {})],
     "spectral_norm": [(al.spectral_norm(D), "b 4", {"gradients": ("inputs",)})],
     "squeeze_excite": [(al.squeeze_excite(2), "b h w 4", {})],
     "swiglu": [(al.swiglu(3), "b 4", {})],
