@@ -132,7 +132,7 @@ def rate_out_of_range(go):
 
 @mistake(
     """
-ValueError: conv: padding must be one of SAME, VALID, CAUSAL, an int from 0 on, or for each spatial axis such an int or a pair (low, high), got 'SAM'.
+ValueError: conv: padding must be one of SAME, SAME_LOWER, VALID, CAUSAL, CIRCULAR, REFLECT, REPLICATE, an int from 0 on, or for each spatial axis such an int or a pair (low, high), got 'SAM'.
 """
 )
 def unknown_padding(go):
