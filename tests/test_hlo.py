@@ -20,7 +20,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 import axonlike as al
+from axonlike.combinators.recurrence import recurrence
+from axonlike.layers.gates import multiplier
 from axonlike.layers.normalize import Over, normalized
+from axonlike.layers.product import product
 
 KEY = jax.random.key(0)
 
@@ -291,19 +294,29 @@ def lstm():
 
     model = al.lstm(16) >> last >> al.dense(3)
 
+    multiply = multiplier(None, None)
+
+    def before(q, carry, x):
+        parts = jnp.split(multiply(carry[0], q["recurrent_kernel"]), 4, -1)
+        return tuple(a + b for a, b in zip(x, parts, strict=True))
+
+    def after(q, carry, z, fixed):
+        i, f, g, o = z
+        c = jax.nn.sigmoid(f) * carry[1] + jax.nn.sigmoid(i) * jnp.tanh(g)
+        h = jax.nn.sigmoid(o) * jnp.tanh(c)
+        return (h, c), h
+
     def by_hand(p, s, x, *, key=None, train=False):
         q, xs = p["lstm"], jnp.moveaxis(x, 1, 0)
         start = tuple(jnp.zeros((x.shape[0], 16), x.dtype) for _ in "hc")
-
-        def step(carry, x):
-            h, c = carry
-            i, f, g, o = jnp.split(x + h @ q["recurrent_kernel"], 4, -1)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            return (h, c), h
-
-        xs = affine(q, xs)
-        ys = lax.scan(step, start, xs)[1]
+        kernels = jnp.split(q["kernel"], 4, -1)
+        parts = [product(xs, kernel, None) for kernel in kernels]
+        biases = jnp.split(q["bias"], 4)
+        xs = tuple(
+            part + jnp.broadcast_to(bias, part.shape)
+            for part, bias in zip(parts, biases, strict=True)
+        )
+        _, ys = recurrence(before, after, q, start, xs, None)
         return affine(p["dense"], jnp.moveaxis(ys, 0, 1)[:, -1]), s
 
     return Case(model, by_hand, (4, 7, 5), squares, optax.adam(1e-3))

@@ -216,7 +216,7 @@ def test_keyword_inputs_that_a_bidirectional_cannot_use_are_refused():
         return sub.f(x, initial_carry=carry)
 
     model = al.wire(carried, f=al.bidirectional(al.gru(3)))
-    with pytest.raises(TypeError, match="bidirectional: expected one input"):
+    with pytest.raises(TypeError, match="bidirectional: expected a pair of carries"):
         model.init(KEY, (al.spec("2 3 4"), al.spec("2 3")))
 
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from axonlike.initializers import InitFunction
 from axonlike.layers.checks import exactly
-from axonlike.layers.linear import DotGeneral, add_bias, product
+from axonlike.layers.linear import add_bias
+from axonlike.layers.product import DotGeneral, product
 from axonlike.types import Array, Key, Params, to_dtype
 
 Activation = Callable[[Any], Any]

@@ -22,7 +22,7 @@ from axonlike.layers.gates import (
     recurrent_bias,
     zeros_like_step,
 )
-from axonlike.layers.linear import DotGeneral
+from axonlike.layers.product import DotGeneral
 from axonlike.types import Array, Key, Params
 
 

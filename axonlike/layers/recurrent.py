@@ -14,7 +14,7 @@ from axonlike.layers.cells import lstm_cell, rnn_cell
 from axonlike.layers.checks import positive
 from axonlike.layers.gates import Activation
 from axonlike.layers.gru_cells import gru_cell, mgu_cell
-from axonlike.layers.linear import DotGeneral
+from axonlike.layers.product import DotGeneral
 
 
 @layer
