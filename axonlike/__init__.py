@@ -68,7 +68,17 @@ from axonlike.layers.kv_cache import kv_cache
 from axonlike.layers.linear import dense, low_rank
 from axonlike.layers.noise import gaussian_dropout, gaussian_noise
 from axonlike.layers.norm import layer_norm, rms_norm
-from axonlike.layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from axonlike.layers.pool import avg_pool, blur_pool, lp_pool, max_pool, min_pool
+from axonlike.layers.pool_adaptive import (
+    adaptive_avg_pool,
+    adaptive_lp_pool,
+    adaptive_max_pool,
+)
+from axonlike.layers.pool_global import (
+    global_avg_pool,
+    global_lp_pool,
+    global_max_pool,
+)
 from axonlike.layers.positions import learned_positions, rotary, sinusoidal_positions
 from axonlike.layers.recurrent import gru, lstm, mgu, rnn
 from axonlike.layers.scale import bias, prelu, scale
@@ -138,12 +148,16 @@ __all__ = [
     "tie",
     "vmap",
     # layers
+    "adaptive_avg_pool",
+    "adaptive_lp_pool",
+    "adaptive_max_pool",
     "alpha_dropout",
     "attention",
     "avg_pool",
     "batch_norm",
     "bias",
     "bilinear",
+    "blur_pool",
     "class_token",
     "conv",
     "conv_lstm",
@@ -163,6 +177,7 @@ __all__ = [
     "gaussian_noise",
     "geglu",
     "global_avg_pool",
+    "global_lp_pool",
     "global_max_pool",
     "glu",
     "group_norm",
@@ -174,12 +189,14 @@ __all__ = [
     "layer_norm",
     "learned_positions",
     "low_rank",
+    "lp_pool",
     "lstm",
     "lstm_cell",
     "max_pool",
     "maxout",
     "mgu",
     "mgu_cell",
+    "min_pool",
     "pad",
     "parameter",
     "patch_embedding",

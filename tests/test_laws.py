@@ -12,6 +12,7 @@ MIXES = {"mixes_examples": True}
 
 LENGTHS = {"x": al.spec("b t 2"), "lengths": al.spec("b", int)}
 
+
 def gated(sub, x):
     return sub.value(x) * jax.nn.sigmoid(sub.gate(x))
 
@@ -42,7 +43,12 @@ def noisy():
 
 # public name: rows of (layer, spec, what check_layer has to know)
 TABLE = {
+    "adapter": [(al.adapter(D, 2, alpha=3), "b 4", {})],
+    "adaptive_avg_pool": [(al.adaptive_avg_pool(3), "b 5 4 2", {})],
+    "adaptive_lp_pool": [(al.adaptive_lp_pool((2, None), norm=3), "b 5 w 2", {})],
+    "adaptive_max_pool": [(al.adaptive_max_pool((2, None)), "b 5 w 2", {})],
     "add": [(al.add(D, D), "b 4", {}), (D + al.dense(3), "b 4", {})],
+    "alpha_dropout": [(al.alpha_dropout(0.5), "b 4", {})],
     "attention": [
         (al.attention(2), "b t 4", {}),
         (al.attention(2, causal=True), "b t 4", {}),
@@ -78,6 +84,7 @@ TABLE = {
         (al.bidirectional(al.rnn(3), merge_fn=jnp.add), LENGTHS, {}),
     ],
     "bilinear": [(al.bilinear(3), ("b 4", "b 2"), {})],
+    "blur_pool": [(al.blur_pool(), "b 5 4 2", {})],
     "branch": [
         (D & al.dense(2), "b 4", {}),
         (al.branch(p=D, q=al.dense(2)), "b 4", {}),
@@ -107,6 +114,7 @@ TABLE = {
         (al.depthwise_conv(3, 2, padding="CIRCULAR"), "b 4 3 2", {}),
         (al.depthwise_conv((2, 3)), "b h w 2", {}),
     ],
+    "drop_path": [(al.drop_path(0.5), "b 4", {"sizes": [{"b": 9}, {"b": 8}]})],
     "dropout": [(al.dropout(0.5), "b 4", {})],
     "einsum": [
         (al.einsum("...d,dhk->...hk", {"h": 2, "k": 3}), "b t 4", {}),
@@ -117,14 +125,18 @@ TABLE = {
         (al.wire(tied_head, emb=al.embedding(7, 3), f=D), al.spec("b t", int), {}),
     ],
     "ensemble": [(al.ensemble(noisy(), 3), "b 4", {})],
+    "feature_alpha_dropout": [(al.feature_alpha_dropout(0.5), "b t 4", {})],
     "filter_response_norm": [
         (al.filter_response_norm(), "b t 3", {}),
         (al.filter_response_norm(learn_epsilon=True), "b 2 2 3", {}),
     ],
     "flatten": [(al.flatten(), "b 3 2", {})],
     "frozen": [(al.frozen(D), "b 4", {"gradients": ("inputs",)})],
+    "gaussian_dropout": [(al.gaussian_dropout(0.5), "b 4", {})],
+    "gaussian_noise": [(al.gaussian_noise(0.5), "b 4", {})],
     "geglu": [(al.geglu(3), "b 4", {})],
     "global_avg_pool": [(al.global_avg_pool(), "b 4 4 2", {})],
+    "global_lp_pool": [(al.global_lp_pool(), "b h w 2", {})],
     "global_max_pool": [(al.global_max_pool(), "b 4 4 2", {})],
     "glu": [(al.glu(3), "b 4", {}), (al.glu(3, jnp.tanh, use_bias=False), "b t 4", {})],
     "group_norm": [
@@ -150,6 +162,7 @@ TABLE = {
     ],
     "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
     "low_rank": [(al.low_rank(5, 2), "b 4", {})],
+    "lp_pool": [(al.lp_pool(2, 1, norm=3), "b 4 4 2", {})],
     "lstm": [(al.lstm(3), "b t 2", {}), (al.lstm(3, reverse=True), "b t 2", {})],
     "lstm_cell": [
         (al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {}),
@@ -159,6 +172,7 @@ TABLE = {
     "maxout": [(al.maxout(3, 3), "b 4", {})],
     "mgu": [(al.mgu(3), "b t 2", {})],
     "mgu_cell": [(al.mgu_cell(3), ("b 3", "b 2"), {})],
+    "min_pool": [(al.min_pool(2), "b 4 4 2", {})],
     "mixed": [(al.mixed(D), "b 4", {})],
     "multiply": [(D * (al.dense(3) >> jax.nn.sigmoid), "b 4", {})],
     "on_item": [(al.on_item(0, D), ("b 4", "b 2"), {})],
