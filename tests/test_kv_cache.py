@@ -199,5 +199,5 @@ def test_errors_word_for_word(name):
 
 
 def test_an_unknown_batch_has_no_cache():
-    with pytest.raises(al.ShapeError, match="Declare"):
+    with pytest.raises(al.ShapeError, match="declare its size"):
         cached().init(KEY, al.spec("b 3 4"))
