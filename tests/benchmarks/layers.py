@@ -28,34 +28,38 @@ Result = dict[str, Any]
 Run = Callable[[], Any]
 
 
-def step(one: Contender, row: Row) -> Callable[..., Any]:
+def step(one: Contender, row: Row, outputs: bool = False) -> Callable[..., Any]:
     """Gradients for params and input (params alone where the input is ids), jitted.
 
     The weighting is an input: the gradient of a linear layer would else be a constant.
+    With `outputs` it gives the layer's output too: else XLA may sum a cheap one up
+    without ever writing it down, which it cannot inside of a model.
     """
 
     def loss(params: Any, x: Any, weight: Any, key: Any) -> Any:
         y, state = one.forward(params, x, key)
-        return jnp.sum(y * weight), state
+        return jnp.sum(y * weight), (state, y if outputs else None)
 
     wanted = 0 if row.ids is not None else (0, 1)
     return jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
 
 
-def race(row: Row, modules: dict[str, Any], rounds: int) -> Result:
+def race(
+    row: Row, modules: dict[str, Any], rounds: int, outputs: bool = False
+) -> Result:
     """Median milliseconds of each library, and ours over the fastest JAX peer's."""
     x, key = row.input(), jax.random.key(2)
     mine = ours(row)
     y, _ = jax.eval_shape(mine.forward, mine.params, x, key)
     weight = np.random.default_rng(3).standard_normal(y.shape).astype(np.float32)
-    runs = {"axonlike": ready(mine, row, x, weight, key)}
+    runs = {"axonlike": ready(mine, row, x, weight, key, outputs)}
     expected = runs["axonlike"]()
     for name, module in modules.items():
         if name == "torch":
             continue
         one = module.contender(row, mine.params, x)
         if one is not None:
-            runs[name] = ready(one, row, x, weight, key)
+            runs[name] = ready(one, row, x, weight, key, outputs)
             compare(row, name, one, runs[name](), expected)
     times = in_turn(runs, rounds)
     if "torch" in modules:  # on its own: its threads spin for a while after a call
@@ -64,9 +68,11 @@ def race(row: Row, modules: dict[str, Any], rounds: int) -> Result:
     return summary(row.name, times)
 
 
-def ready(one: Contender, row: Row, x: Any, weight: Any, key: Any) -> Run:
+def ready(
+    one: Contender, row: Row, x: Any, weight: Any, key: Any, outputs: bool
+) -> Run:
     """A call without arguments, everything laid out beforehand."""
-    call = step(one, row)
+    call = step(one, row, outputs)
     x, weight = (jax.block_until_ready(jnp.array(one.into(a))) for a in (x, weight))
     return lambda: call(one.params, x, weight, key)
 
@@ -170,6 +176,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The layer race.")
     parser.add_argument("--rows", default="*", help="patterns, separated by commas")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--outputs", action="store_true", help="outputs too; no page")
     return parser.parse_args(arguments)
 
 
@@ -184,11 +191,11 @@ def main() -> None:
     asked = options()
     modules, results = peers(), list[Result]()
     for row in chosen(asked.rows):
-        results.append(race(row, modules, asked.rounds))
+        results.append(race(row, modules, asked.rounds, asked.outputs))
         print(table(results)[-1], flush=True)
     print("\n".join(["", *table(results)]))
     print(f"\ngeometric mean: {geometric_mean(results):.2f} times the fastest peer")
-    if len(results) == len(ALL):
+    if len(results) == len(ALL) and not asked.outputs:
         write("layers.md", page(results))
         plot(results, DOCS / "layers.svg")
 

@@ -32,12 +32,13 @@ def versions() -> dict[str, str]:
 
 
 def circumstances() -> str:
-    """When, on what, with what: one sentence."""
+    """When, on what, how busy (our own share is 1 or 2), with what: one sentence."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     device = jax.devices()[0].device_kind
     where = f"{os.cpu_count()} CPU cores" if device == "cpu" else device
     with_ = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{today}, {where}, Python {platform.python_version()}, {with_}."
+    python, load = platform.python_version(), os.getloadavg()[1]
+    return f"{today}, {where}, load average {load:.1f}, Python {python}, {with_}."
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
