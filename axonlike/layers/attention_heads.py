@@ -127,9 +127,9 @@ def _swapped(x: Array) -> Array:
 def _looked_at(emit: Any, name: str) -> bool:
     """Whether anything reads or edits a site: what nobody looks at is not made."""
     frame: Frame = emit.__self__
-    taps: Any = frame.run.taps
+    taps = frame.run.taps
     if taps is None:
         return False
     site = join(frame.site, name)
-    found = (taps.reads, taps.edits, getattr(taps, "indexed", ()))
-    return getattr(taps, "every", False) or any(site in places for places in found)
+    looks = taps.reads, taps.edits, taps.indexed
+    return taps.every or any(site in places for places in looks)
