@@ -414,6 +414,7 @@ class Recorder:
     def __init__(self) -> None:
         self.leaves: dict[str, Leaf] = {}
         self.reached: set[str] = set()
+        self.sources: set[tuple[str, str]] = set()
         self._memo: dict[Any, tuple[list[Leaf], list[str], Any]] = {}
         self._log: list[Leaf] = []
         self._seen: list[str] = []
@@ -474,6 +475,13 @@ class Recorder:
             spec.plan.params[key]
             for spec, key in ((leaf, name), (other, name_of_other))
         )
+        chained = name_of_other in other.tied or (leaf.path, name) in self.sources
+        if name in leaf.tied or chained:
+            raise ValueError(
+                f"tie: {target!r} or {source!r} is part of another tie. "
+                "Tie everything to the one that is no target, in one tie(...)."
+            )
+        self.sources.add((other.path, name_of_other))
         shape = tuple(reversed(theirs.shape)) if turned else tuple(theirs.shape)
         if tuple(ours.shape) != shape or leaf.stack != other.stack:
             raise ShapeError(
@@ -643,7 +651,8 @@ def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str,
     """For each leaf, the shardings of its params and state; unmatched arrays keep None."""
     if not rules:
         return {}
-    items = [item for leaf in recorder.leaves.values() for item in _arrays(leaf)]
+    leaves = recorder.leaves.values()
+    items = [item for leaf in leaves for side in arrays_of(leaf) for item in side]
     found: dict[str, Any] = {}
     for selector, sharding in rules.items():
         chosen = choose("shardings", selector, items, None)
@@ -661,17 +670,17 @@ def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str,
     return {k: v for k, v in trees.items() if jax.tree.leaves(v)}
 
 
-def _arrays(leaf: Leaf) -> list[tuple[str, Any]]:
-    """The path and spec of every array of a leaf, copies included."""
+def arrays_of(leaf: Leaf) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:
+    """The path and spec of every param and of all state of a leaf, copies included."""
     copies = tuple(n for n in leaf.stack if n >= 0)
-    return [
-        (
-            join(leaf.path, name),
-            jax.ShapeDtypeStruct((*copies, *each.shape), each.dtype),
-        )
-        for specs in (leaf.specs, leaf.plan.state)
-        for name, each in _named(specs)
-    ]
+
+    def listed(specs: Any) -> list[tuple[str, Any]]:
+        return [
+            (join(leaf.path, name), jax.ShapeDtypeStruct((*copies, *s.shape), s.dtype))
+            for name, s in _named(specs)
+        ]
+
+    return listed(leaf.specs), listed(leaf.plan.state)
 
 
 def _array_path(path: str, keys: Any) -> str:

@@ -260,7 +260,11 @@ class Layer:
         unknown = [slot for slot in children if slot not in self.children]
         if unknown:
             raise PathError("with_children", unknown[0], self.children)
-        new = {s: as_layer(c, "with_children") for s, c in children.items()}
+        new = {
+            slot: item.named(item.name or self.children[slot].name)
+            for slot, child in children.items()
+            for item in [as_layer(child, "with_children")]
+        }
         return OPERATORS["rebuilt"](self, new)
 
     def part(self, path: str) -> Layer:

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from axonlike.paths import check_name, join
 
 
+class NameTakenError(ValueError):
+    """Two layers want one name."""
+
+
 class Place(NamedTuple):
     """Where one child lives in its parent's namespace.
 
@@ -65,7 +69,7 @@ def assign(layers: list[Any], *, splice: bool) -> tuple[dict[str, Any], Places]:
     if twice:
         pairs = zip(layers, drafts, strict=True)
         both = [item.headline for item, draft in pairs if twice[0] in _fixed(draft)]
-        raise ValueError(
+        raise NameTakenError(
             f"name: two layers are called {twice[0]!r}: {', '.join(both)}. Rename one, "
             "or write shared(...) or wire(...) to share its weights."
         )

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from axonlike.combinators.tying import ties
 from axonlike.errors import PathError, ShapeError
 from axonlike.layer import Layer
-from axonlike.names import walk
 from axonlike.selector import Copies, Item, Where, at, choose, is_whole, whole
 from axonlike.spec import show
+from axonlike.spots import spots
 from axonlike.types import Params, PyTree
 
 
@@ -70,27 +70,27 @@ def _collect(tree: Any, path: str, found: list[Item]) -> None:
 
 def _ordered(found: list[Item], model: Layer) -> list[Item]:
     """In the model's order, tied arrays under their other paths as well."""
+    memory = model.identity.memory
+    if "order" not in memory:
+        homes = (path for spot in spots(model) for path in spot.paths)
+        memory["order"] = {path: i for i, path in enumerate(dict.fromkeys(homes))}
+        memory["ties"] = list(ties(model))
     by_path = dict(found)
-    for target, source in ties(model):
-        by_path[target] = by_path[source]
-    order = {path: i for i, (path, _) in enumerate(walk(model, model.places, ""))}
-
-    def rank(path: str) -> int:
-        owner = path
-        while owner and owner not in order:
-            owner = owner.rpartition("/")[0]
-        return order.get(owner, -1)
-
-    names = sorted(by_path, key=_name_rank)
-    return [(path, by_path[path]) for path in sorted(names, key=rank)]
+    for target, source in memory["ties"]:
+        if source in by_path:
+            by_path[target] = by_path[source]
+    return sorted(by_path.items(), key=partial(_rank, memory["order"]))
 
 
-_FIRST = ("kernel", "embedding", "scale", "bias")
+_FIRST = {"kernel": 0, "embedding": 1, "scale": 2, "bias": 3}
 
 
-def _name_rank(path: str) -> tuple[int, str]:
-    name = path.rpartition("/")[2]
-    return (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)
+def _rank(order: Mapping[str, int], item: Item) -> tuple[int, int, str]:
+    """The layer's place in the model, then the usual order of its arrays."""
+    home, _, name = item[0].rpartition("/")
+    while home and home not in order:
+        home = home.rpartition("/")[0]
+    return order.get(home, 0), _FIRST.get(name, len(_FIRST)), name
 
 
 def select(tree: PyTree, where: Where, model: Layer | None = None) -> dict[str, Any]:
@@ -133,13 +133,9 @@ def _chosen(
 ) -> list[tuple[str, Any, Copies]]:
     """Every array with what is chosen of it, tied ones under every path."""
     items = paths(tree, model)
-    layers = None if model is None else _layers(model)
+    layers = None if model is None else list(spots(model))
     copies = choose(verb, where, items, layers)
     return [(*item, each) for item, each in zip(items, copies, strict=True)]
-
-
-def _layers(model: Layer) -> list[Item]:
-    return [("", model), *walk(model, model.places, "")]
 
 
 def _whole(
@@ -205,9 +201,12 @@ def nbytes(tree: PyTree, where: Where = None, model: Layer | None = None) -> int
 
 
 def _leaves(tree: PyTree, where: Where, model: Layer | None) -> list[Any]:
+    """The chosen arrays, each once."""
     if where is None:
         return jax.tree.leaves(tree)
-    return list(select(tree, where, model).values())
+    tied = {} if model is None else dict(ties(model))
+    chosen = select(tree, where, model)
+    return list({tied.get(path, path): leaf for path, leaf in chosen.items()}.values())
 
 
 def partition(

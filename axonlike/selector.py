@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from axonlike.errors import PathError
 from axonlike.paths import pattern
+from axonlike.spots import Spot
 
 Item = tuple[str, Any]
 """A path, and the array or layer that stands there."""
@@ -64,6 +65,13 @@ class Selector:
     def __sub__(self, other: Where) -> Selector:
         return Selector("-", (self, other))
 
+    def __repr__(self) -> str:
+        if self.operation == "kind":
+            return f"al.kind({', '.join(map(repr, self.parts))})"
+        first, *rest = self.parts
+        text = f"al.where({first!r})"
+        return "".join([text, *(f" {self.operation} al.where({p!r})" for p in rest)])
+
     def __rsub__(self, other: Where) -> Selector:
         return Selector("-", (other, self))
 
@@ -78,12 +86,19 @@ def where(*selectors: Where) -> Selector:
     Shapes:
         No arrays.
 
+    Raises:
+        TypeError: there is none.
+
     Example:
         >>> import axonlike as al
         >>> params = {"a": {"kernel": 1.0, "bias": 0.0}, "b": {"kernel": 2.0}}
         >>> list(al.select(params, al.where("**/kernel") - "b"))
         ['a/kernel']
     """
+    if not selectors:
+        raise TypeError(
+            "where: expected selectors, got none. Write where('**/kernel')."
+        )
     return Selector("|", selectors)
 
 
@@ -115,14 +130,14 @@ def kind(*names: str) -> Selector:
 
 
 def choose(
-    verb: str, selector: Where, items: Sequence[Item], layers: Sequence[Item] | None
+    verb: str, selector: Where, items: Sequence[Item], layers: Sequence[Spot] | None
 ) -> list[Copies]:
     """The chosen copies of each item; every single selector has to mean something.
 
     `layers` are the model's, to know the kinds of arrays by; None where there is no model.
     """
     if isinstance(selector, Selector) and selector.operation == "kind":
-        return _of_kind(verb, selector, items, layers)
+        return _some(verb, selector, _of_kind(verb, selector, items, layers), items)
     if isinstance(selector, Selector):
         parts = [choose(verb, part, items, layers) for part in selector.parts]
         combine = _COMBINE[selector.operation]
@@ -130,7 +145,7 @@ def choose(
         return _some(verb, selector, chosen, items)
     if isinstance(selector, str):
         return _some(verb, selector, [_copies(selector, *i) for i in items], items)
-    if callable(selector):
+    if _is_predicate(selector):
         chosen = [_all(*item) if selector(*item) else _NONE for item in items]
         return _some(verb, selector, chosen, items)
     return choose(verb, Selector("|", _several(verb, selector)), items, layers)
@@ -149,8 +164,15 @@ def _name(selector: Any) -> str:
     return getattr(selector, "__name__", type(selector).__name__)
 
 
+def _is_predicate(selector: Any) -> bool:
+    """Whether it is a function, and neither a layer nor what makes one."""
+    made = hasattr(selector, "children") or hasattr(selector, "__axonlike_factory__")
+    return callable(selector) and not made
+
+
 def _several(verb: str, selector: Any) -> tuple[Any, ...]:
-    if isinstance(selector, Iterable):
+    no_list = isinstance(selector, bytes) or hasattr(selector, "children")
+    if isinstance(selector, Iterable) and not no_list:
         parts = tuple(cast("Iterable[Any]", selector))
         if parts:
             return parts
@@ -164,13 +186,20 @@ def _some(
     verb: str, selector: Where, chosen: list[Any], items: Sequence[Item]
 ) -> list[Copies]:
     """What was chosen, if it is anything."""
-    if not any(chosen):
-        raise PathError(verb, spelled(selector), [path for path, _ in items])
-    return chosen
+    if any(chosen):
+        return chosen
+    known = [path for path, _ in items]
+    starred = re.sub(r"(?<![^/])-?\d+(?![^/])", "*", spelled(selector))
+    if starred != selector and starred in known:
+        raise ValueError(
+            f"{verb}: {selector!r} is one of several copies, which are one layer. "
+            f"Choose {starred!r}, all of them."
+        )
+    raise PathError(verb, spelled(selector), known)
 
 
 def _of_kind(
-    verb: str, selector: Selector, items: Sequence[Item], layers: Sequence[Item] | None
+    verb: str, selector: Selector, items: Sequence[Item], layers: Sequence[Spot] | None
 ) -> list[Copies]:
     """Layers of the kinds, or the arrays that stand at or below such layers."""
     if layers is None:
@@ -179,21 +208,30 @@ def _of_kind(
             "Pass model=."
         )
     kinds = selector.parts
-    unknown = [k for k in kinds if not any(layer.kind == k for _, layer in layers)]
+    known = [spot.layer.kind for spot in layers]
+    unknown = [name for name in kinds if name not in known]
     if unknown:
-        raise PathError(verb, unknown[0], [layer.kind for _, layer in layers])
-    if items is layers:
-        return [_all(*i) if i[1].kind in kinds else _NONE for i in items]
-    homes = tuple(f"{path}/" if path else "" for path, x in layers if x.kind in kinds)
-    return [_all(*i) if i[0].startswith(homes) else _NONE for i in items]
+        raise PathError(verb, unknown[0], known)
+    homes = [spot for spot in layers if spot.layer.kind in kinds]
+
+    def means(path: str, value: Any) -> bool:
+        if hasattr(value, "children"):
+            return value.kind in kinds
+        return any(spot.owns(path) for spot in homes)
+
+    return [_all(*item) if means(*item) else _NONE for item in items]
 
 
 def _copies(glob: str, path: str, value: Any) -> Copies:
     """The copies of an array that a glob means; a layer has one."""
-    test = _test(glob, not hasattr(value, "children"))
-    if test(path):
+    arrays = not hasattr(value, "children")
+    if glob == "":  # the root: the model itself, or all of its arrays
+        return _all(path, value) if arrays or not path else _NONE
+    test = _test(glob, arrays)
+    if path and test(path):
         return _all(path, value)
-    if "*" not in path.split("/") or not re.search(r"(?:^|[/{,])\d", glob):
+    stacked = "*" in path.split("/") and hasattr(value, "shape")
+    if not stacked or not re.search(r"(?:^|[/{,])\d", glob):
         return _NONE
     return frozenset(i for i in _all(path, value) if test(at(path, i)))
 
@@ -228,7 +266,7 @@ def is_whole(copies: Copies, path: str, value: Any) -> bool:
 def whole(copies: Copies, verb: str, path: str, value: Any) -> bool:
     """Whether an array is chosen; an error where only some of its copies are."""
     if copies and not is_whole(copies, path, value):
-        home = path.split("/*", 1)[0]
+        home = path[: (path + "/").index("*/")].rstrip("/")
         raise ValueError(
             f"{verb}: means some of the copies that are stacked in {path!r}, and an "
             f"array is not divided. Write unstack(params, {home!r}) first."

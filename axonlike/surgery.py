@@ -7,36 +7,27 @@ touched are the very same arrays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import jax
 
+from axonlike.combinators.basic import serial
 from axonlike.combinators.lifted import frozen
-from axonlike.combinators.tying import ties
+from axonlike.combinators.tying import tie, ties
 from axonlike.errors import PathError
 from axonlike.layer import Layer, as_layer
-from axonlike.names import Place, closed, walk
+from axonlike.names import Place, walk
 from axonlike.params import mapped, paths
-from axonlike.paths import join
 from axonlike.selector import Item, Where, choose, spelled
+from axonlike.spots import Chain, Spot, own_names, spots, translated
 from axonlike.transfer import carried, without
 from axonlike.tree import find_child, pinned, rebuilt
 from axonlike.types import Key, Params, PyTree, State
 
 Model = tuple[Layer, Params, State]
-Chain = tuple[str, ...]
-"""The slots that lead from the root to a layer."""
-
-
-class Spot(NamedTuple):
-    """One layer in a model: how it is reached, and under which paths it runs."""
-
-    chain: Chain
-    paths: tuple[str, ...]
-    layer: Layer
-    place: Place | None
 
 
 def find(model: Layer, where: Where) -> Layer:
@@ -84,9 +75,8 @@ def freeze(model: Layer, where: Where) -> Layer:
     """
 
     def change(layer: Layer) -> Layer:
-        if layer.factory is frozen:
-            return layer
-        return frozen(layer.named(None)).named(layer.name)
+        body = layer.children["f"] if layer.factory is frozen else layer
+        return frozen(body.named(None)).named(layer.name)
 
     chosen = outermost(chosen_spots("freeze", model, where))
     return rewritten(model, {spot.chain: change(spot.layer) for spot in chosen})
@@ -95,8 +85,8 @@ def freeze(model: Layer, where: Where) -> Layer:
 def trainable(model: Layer, params: PyTree) -> PyTree:
     """A mask of params: false for what is frozen in the model.
 
-    What `optax.masked` or `optax.transforms.freeze` takes, so that weight decay does not
-    move frozen weights.
+    For an optimizer that would move frozen weights all the same (weight decay does):
+    `optax.partition({True: optimizer, False: optax.set_to_zero()}, mask)`.
 
     Args:
         model: what the params are of.
@@ -128,24 +118,24 @@ def trainable(model: Layer, params: PyTree) -> PyTree:
 
 def _frozen_paths(model: Layer, params: PyTree) -> set[str]:
     """The paths of all arrays that a `frozen` stops the gradient of."""
-    found: set[str] = set()
     items = paths(params, model)
+    found: set[str] = set()
     for spot in spots(model):
-        if spot.layer.factory is not frozen:
-            continue
-        for home in spot.paths:
-            start = f"{home}/" if home else ""
-            inside = [(p[len(start) :], a) for p, a in items if p.startswith(start)]
-            found |= {f"{start}{p}" for p in _stopped(spot, inside)}
+        if spot.layer.factory is frozen:
+            own = [item for item in items if spot.owns(item[0])]
+            found |= set(_stopped(spot, own))
     return found
 
 
 def _stopped(spot: Spot, items: list[Item]) -> list[str]:
+    """Those of a frozen layer's arrays that it stops."""
     but = spot.layer.config["but"]
-    if but is None:
+    if but is None or not items:
         return [path for path, _ in items]
-    layers = list(walk(spot.layer, spot.layer.places, "", every=True))
-    free = choose("trainable", but, items, layers)
+    start = len(spot.paths[0]) + 1 if spot.paths[0] else 0
+    names = own_names(spot.layer, spot.places)
+    inside = [(translated(path[start:], names), array) for path, array in items]
+    free = choose("trainable", but, inside, list(spots(spot.layer)))
     return [path for (path, _), copies in zip(items, free, strict=True) if not copies]
 
 
@@ -192,8 +182,9 @@ def replace(
     chosen = innermost(chosen_spots("replace", model, where))
     changes = {spot.chain: layer.named(spot.layer.name) for spot in chosen}
     changed = rewritten(model, changes)
-    fresh = [path for spot in chosen for path in spot.paths]
-    return carried(model, changed, params, state, fresh, key, spec)
+    new_ones = _own([*chosen, *_only_in(changed, model)])
+    old = model, params, state
+    return carried("replace", old, changed, _own(chosen), new_ones, key, spec)
 
 
 def insert_after(
@@ -234,12 +225,17 @@ def insert_after(
         ['dense', 'relu', 'dense_1']
     """
     layer = as_layer(new, "insert_after")
+    before = [spot.chain for spot in _piped("insert_after", model, where)]
 
-    def change(slot: str, chosen: bool) -> list[Layer | None]:
-        return [None, layer] if chosen else [None]
+    def longer(pipe: Spot, items: dict[Chain, Layer]) -> list[Layer]:
+        own = _fresh_name(model, pipe, layer)
+        pairs = [[item, own] if c in before else [item] for c, item in items.items()]
+        return [item for pair in pairs for item in pair]
 
-    changed, fresh = _repiped("insert_after", model, where, change)
-    return carried(model, changed, params, state, fresh, key, spec)
+    changed = _repiped(model, before, longer)
+    new_ones = _own(_only_in(changed, model))
+    old = model, params, state
+    return carried("insert_after", old, changed, _own([]), new_ones, key, spec)
 
 
 def remove(model: Layer, params: Params, state: State, where: Where) -> Model:
@@ -266,24 +262,46 @@ def remove(model: Layer, params: Params, state: State, where: Where) -> Model:
         >>> list(model.children), list(params)
         (['relu', 'dense_1'], ['dense_1'])
     """
+    chosen = _piped("remove", model, where)
+    gone = [spot.chain for spot in chosen]
 
-    def change(slot: str, chosen: bool) -> list[Layer | None]:
-        return [] if chosen else [None]
+    def shorter(pipe: Spot, items: dict[Chain, Layer]) -> list[Layer]:
+        return [item for chain, item in items.items() if chain not in gone]
 
-    changed, _ = _repiped("remove", model, where, change)
-    gone = [
-        p
-        for spot in outermost(chosen_spots("remove", model, where))
-        for p in spot.paths
-    ]
-    kept = without(params, gone), without(state, gone)
-    for target, source in ties(changed):
-        if source not in dict(paths(kept[0])):
+    changed = _untied(_repiped(model, gone, shorter))
+    own = _own(chosen)
+    return changed, without(params, own), without(state, own)
+
+
+def _untied(model: Layer) -> Layer:
+    """The model without ties of layers that are no longer there."""
+    homes = {path for spot in spots(model) for path in spot.paths}
+    changes: dict[Chain, Layer] = {}
+    for target, source in ties(model):
+        ends = [end.rpartition("/")[0] in homes for end in (target, source)]
+        if ends == [True, False]:
             raise ValueError(
-                f"remove: {source!r} is also {target!r}, which stays. "
-                "Remove both, or untie them first."
+                f"remove: {target!r} is tied to {source!r} and stays. Remove both."
             )
-    return changed, *kept
+    for spot in spots(model):
+        if spot.layer.factory is tie:
+            inner = {p for s in spots(spot.layer.children["f"]) for p in s.paths}
+            pairs = spot.layer.config["pairs"].items()
+            left = {t: s for t, s in pairs if t.rpartition("/")[0] in inner}
+            if len(left) < len(pairs):
+                changes[spot.chain] = _with_pairs(spot.layer, left)
+    return rewritten(model, changes)
+
+
+def _with_pairs(layer: Layer, pairs: dict[str, str]) -> Layer:
+    """A tie of fewer pairs; its body where none is left."""
+    body = layer.children["f"]
+    if not pairs:
+        return body.named(layer.name or body.name)
+    turned = layer.config["transpose"]
+    if not isinstance(turned, bool):
+        turned = [target for target in turned if target in pairs]
+    return tie(body, pairs, transpose=turned).named(layer.name)
 
 
 def submodel(model: Layer, params: Params, state: State, path: str) -> Model:
@@ -309,9 +327,19 @@ def submodel(model: Layer, params: Params, state: State, path: str) -> Model:
         >>> encoder.predict(params, state, jnp.ones((1, 5))).shape
         (1, 2)
     """
+    lent = [t for t, _ in ties(model) if t.startswith(f"{path}/")]
+    if lent:
+        raise ValueError(
+            f"submodel: {lent[0]!r} is tied to another layer's array, which would be "
+            "missing. Take the layer that holds both."
+        )
     steps = path.split("/")
     digit = next((i for i, step in enumerate(steps) if step.isdigit()), None)
     head = "/".join(steps[:digit])
+    if "*" in steps:
+        raise PathError(
+            "submodel", path, (), "Copies run together: take one, by number."
+        )
     if head:
         found = find_child(model, model.places, tuple(head.split("/")))
         if found is None:
@@ -339,7 +367,13 @@ def _copy(model: Layer, params: Params, state: State, step: str, path: str) -> M
         model = model.children["f"]
     if not model.indexed:
         raise PathError("submodel", path, (), f"{model.headline} has no copies.")
-    body = model.children["f"].named(None)
+    if int(step) >= model.config["n"]:
+        raise PathError("submodel", path, (), f"There are {model.config['n']} copies.")
+    body = (
+        serial(model.children["f"])
+        if model.children["f"].name
+        else (model.children["f"])
+    )
     trees = [
         jax.tree.map(partial(_at, int(step)), tree["*"])
         if "*" in tree
@@ -356,32 +390,11 @@ def _at(index: int, array: Any) -> Any:
 # --- how a model is rewritten
 
 
-def spots(
-    layer: Layer,
-    place: Place | None = None,
-    prefixes: tuple[str, ...] = ("",),
-    chain: Chain = (),
-) -> Iterator[Spot]:
-    """Every layer in a model, the root first."""
-    yield Spot(chain, prefixes, layer, place)
-    names = (
-        sorted(layer.names or (), key=lambda s: (len(s), s)) if layer.indexed else [""]
-    )
-    places = layer.places if place is None else place.below
-    for slot, child in layer.children.items():
-        below = tuple(
-            join(prefix, name, *places[slot].path)
-            for prefix in prefixes
-            for name in names
-        )
-        yield from spots(child, places[slot], below, (*chain, slot))
-
-
 def chosen_spots(verb: str, model: Layer, where: Where) -> list[Spot]:
     """The layers that a selector means."""
     every = list(spots(model))
     items: list[Item] = [(path, spot.layer) for spot in every for path in spot.paths]
-    marks = iter(choose(verb, where, items, items))
+    marks = iter(choose(verb, where, items, every))
     chosen: list[Spot] = []
     for spot in every:
         each = [bool(next(marks)) for _ in spot.paths]
@@ -393,6 +406,17 @@ def chosen_spots(verb: str, model: Layer, where: Where) -> list[Spot]:
         if any(each):
             chosen.append(spot)
     return chosen
+
+
+def _own(chosen: list[Spot]) -> Callable[[str], bool]:
+    """Whether an array is one of some layers' own."""
+    return lambda path: any(spot.owns(path) for spot in chosen)
+
+
+def _only_in(model: Layer, other: Layer) -> list[Spot]:
+    """The layers of a model at paths that another has not."""
+    known = {path for spot in spots(other) for path in spot.paths}
+    return [spot for spot in spots(model) if not known.issuperset(spot.paths)]
 
 
 def _one(verb: str, model: Layer, where: Where) -> Spot:
@@ -417,9 +441,19 @@ def outermost(found: list[Spot]) -> list[Spot]:
 
 
 def innermost(found: list[Spot]) -> list[Spot]:
-    """Of layers at one path the innermost; of other nested ones the outermost."""
-    deepest = {spot.paths: spot for spot in found}  # a body comes after its wrapper
-    return outermost([spot for spot in found if deepest[spot.paths] is spot])
+    """Of wrappers at one path the body; of other nested ones the outermost.
+
+    A body that a layer made for itself (the cell of a gru) is none of the user's.
+    """
+    bodies: dict[Any, Spot] = {}
+    for spot in found:  # a body comes after its wrapper
+        where = spot.paths, spot.others
+        known = bodies.get(where)
+        if known is None or known.layer.transparent:
+            bodies[where] = spot
+    return outermost(
+        [spot for spot in found if any(spot is s for s in bodies.values())]
+    )
 
 
 def rewritten(
@@ -440,13 +474,11 @@ def rewritten(
     if not swaps:
         return layer
     whole = {**layer.children, **swaps}
-    names = [pinned(child, places[slot]) for slot, child in whole.items()]
-    fixed = rebuilt(layer, dict(zip(whole, names, strict=True)))
-    try:
-        made = rebuilt(layer, swaps)
-    except ValueError:  # two automatic names are one now
-        return fixed
-    return made if _named(made.places) == _named(places) else fixed
+    made = rebuilt(layer, swaps, strict=False)
+    if made is not None and _named(made.places) == _named(places):
+        return made
+    fixed = {slot: pinned(child, places[slot]) for slot, child in whole.items()}
+    return cast(Layer, rebuilt(layer, fixed))
 
 
 def _named(places: Mapping[str, Place]) -> list[Any]:
@@ -454,46 +486,51 @@ def _named(places: Mapping[str, Place]) -> list[Any]:
     return [place.path or _named(place.below) for place in places.values()]
 
 
-def _repiped(
-    verb: str,
-    model: Layer,
-    where: Where,
-    change: Callable[[str, bool], list[Layer | None]],
-) -> tuple[Layer, list[str]]:
-    """The model with other layers in its pipes; `change` says what a slot becomes.
-
-    Its None is the layer that is there. Returns the paths of what is new as well.
-    """
-    every = {spot.chain: spot for spot in spots(model)}
+def _piped(verb: str, model: Layer, where: Where) -> list[Spot]:
+    """What a selector means, each layer standing in a pipe."""
     chosen = outermost(chosen_spots(verb, model, where))
-    changes: dict[Chain, Layer] = {}
-    fresh: list[str] = []
-    for parent in dict.fromkeys(spot.chain[:-1] for spot in chosen):
-        pipe, marked = (
-            every[parent],
-            [s.chain[-1] for s in chosen if s.chain[:-1] == parent],
-        )
-        if pipe.layer.kind != "serial" or not all(s.chain for s in chosen):
+    every = {spot.chain: spot.layer for spot in spots(model)}
+    for spot in chosen:
+        pipe = every[spot.chain[:-1]]
+        if not spot.chain or pipe.kind != "serial":
+            home = "the model" if not spot.chain else repr(spot.paths[0])
+            around = "" if not spot.chain else f", but in {pipe.headline}"
             raise ValueError(
-                f"{verb}: {chosen[0].paths[0] or 'the model'!r} does not stand in a pipe, "
-                f"but in {pipe.layer.headline}. Use replace(...) there."
+                f"{verb}: {home} does not stand in a pipe{around}. Write the pipe anew, "
+                "and migrate(...) to keep the weights."
             )
-        new: list[Layer] = []
-        for slot, child in pipe.layer.children.items():
-            here = pinned(child, pipe.layer.places[slot])
-            new += [here if x is None else x for x in change(slot, slot in marked)]
-        made = pipe.layer.factory(*new).named(pipe.layer.name)
-        changes[parent] = made
-        known = set(_firsts(pipe.layer.places))
-        fresh += [
-            join(path, name)
-            for path in pipe.paths
-            for name in _firsts(made.places)
-            if name not in known
-        ]
-    return rewritten(model, changes), fresh
+    return chosen
 
 
-def _firsts(places: Mapping[str, Place]) -> list[str]:
-    """The first steps of a namespace."""
-    return sorted(closed(places) or ())
+def _repiped(
+    model: Layer,
+    chains: list[Chain],
+    change: Callable[[Spot, dict[Chain, Layer]], list[Layer]],
+) -> Layer:
+    """The model with other layers in the pipes in which some of its layers stand."""
+    changes: dict[Chain, Layer] = {}
+    for pipe in list(spots(model)):
+        if pipe.chain not in {chain[:-1] for chain in chains}:
+            continue
+        items = {
+            (*pipe.chain, slot): pinned(child, pipe.places[slot])
+            for slot, child in pipe.layer.children.items()
+        }
+        made = pipe.layer.factory(*change(pipe, items)).named(pipe.layer.name)
+        changes[pipe.chain] = dataclasses.replace(made, partial=pipe.layer.partial)
+    return rewritten(model, changes)
+
+
+def _fresh_name(model: Layer, pipe: Spot, layer: Layer) -> Layer:
+    """A layer under a name that nothing beside it has."""
+    if layer.name is not None:
+        return layer
+    home = pipe.paths[0]
+    start = len(home) + 1 if home else 0
+    used = {p[start:].partition("/")[0] for s in spots(model) for p in s.paths
+            if p.startswith(f"{home}/" if home else "")}  # fmt: skip
+    name, count = layer.stem, 0
+    while name in used:
+        count += 1
+        name = f"{layer.stem}_{count}"
+    return layer.named(name)

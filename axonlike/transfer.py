@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
 
-from axonlike.combinators.tying import ties
+from axonlike import values
 from axonlike.errors import PathError, ShapeError
 from axonlike.evaluate import recorded
-from axonlike.initialize import Leaf, Recorder, put
+from axonlike.initialize import Leaf, Recorder, arrays_of, put
 from axonlike.layer import Layer
-from axonlike.names import walk
 from axonlike.params import paths
 from axonlike.paths import join
 from axonlike.spec import as_spec, show
+from axonlike.spots import spots
 from axonlike.types import Key, Params, PyTree, State
 
 Trees = tuple[Params, State]
+Own = Callable[[str], bool]
+"""Whether the array at a path is one of those meant."""
 
 
 class Migration(NamedTuple):
@@ -94,21 +96,44 @@ def diff(before: Layer, after: Layer) -> list[Change]:
         a, b = ours.get(path, []), theirs.get(path, [])
         for i in range(max(len(a), len(b))):
             pair = [side[i] if i < len(side) else None for side in (a, b)]
-            if _own(pair[0]) != _own(pair[1]):
+            if _own(pair[0]) != _own(pair[1]) or _reordered(*pair):
                 found.append(Change(path, *pair))
     return found
 
 
 def _by_path(model: Layer) -> dict[str, list[Layer]]:
-    found: dict[str, list[Layer]] = {"": [model]}
-    for path, layer in walk(model, model.places, "", every=True):
-        found.setdefault(path, []).append(layer)
+    found: dict[str, list[Layer]] = {}
+    for spot in spots(model):
+        for path in spot.paths:
+            found.setdefault(path, []).append(spot.layer)
     return found
 
 
 def _own(layer: Layer | None) -> Any:
     """A layer as it is without its children; how many copies a repeat has is its own."""
-    return None if layer is None else (layer.factory, layer.headline)
+    if layer is None:
+        return None
+    config = values.token(_without_layers(dict(layer.config)), id)
+    return layer.factory, layer.partial, config
+
+
+def _reordered(a: Layer | None, b: Layer | None) -> bool:
+    """Whether two layers have the same children in another order."""
+    if a is None or b is None or set(a.children) != set(b.children):
+        return False
+    return tuple(a.children) != tuple(b.children)
+
+
+def _without_layers(value: Any) -> Any:
+    """A config value with nothing where layers are."""
+    if isinstance(value, Layer):
+        return None
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value).items()
+        return {key: _without_layers(item) for key, item in items}
+    if type(value) in (tuple, list):
+        return type(value)(map(_without_layers, value))
+    return value
 
 
 def migrate(
@@ -153,7 +178,9 @@ def migrate(
         >>> sorted(report.initialized)
         ['layer_norm/bias', 'layer_norm/scale']
     """
-    recorder = recorded(after, spec_of(before, after, spec))[1]
+    specs = spec_of("migrate", before, params, spec)
+    recorder = recorded(after, specs)[1]
+    _remember(after, specs)
     names = dict(renames or {})
     old = dict(paths(params)), dict(paths(state))
     _check_renames(names, recorder, [*old[0], *old[1]])
@@ -166,6 +193,11 @@ def migrate(
         if array is None or show(array) != show(wanted):
             report.initialized.append(path)
             return None
+        if source in used:
+            raise ValueError(
+                f"migrate: {source!r} would serve twice, for {path!r} too. "
+                "An array has one place; tie the layers, or rename one of them away."
+            )
         used.add(source)
         if source == path:
             report.kept.append(path)
@@ -180,19 +212,21 @@ def migrate(
 
 
 def _check_renames(names: Mapping[str, str], recorder: Recorder, old: Any) -> None:
-    new = [f"{leaf.path}/{name}" for leaf in recorder.leaves.values()
-           for name in (*leaf.plan.params, *leaf.plan.state)]  # fmt: skip
+    leaves = recorder.leaves.values()
+    new = [path for leaf in leaves for side in arrays_of(leaf) for path, _ in side]
     for target, source in names.items():
         for path, known in ((target, new), (source, old)):
-            if not any(p == path or p.startswith(f"{path}/") for p in known):
+            if path and not any(_is_at(p, path) for p in known):
                 homes = {p.rpartition("/")[0] for p in known}
                 raise PathError("migrate: renames", path, [*sorted(homes), *known])
 
 
 def _renamed(path: str, names: Mapping[str, str]) -> str:
-    for target, source in names.items():
-        if path == target or path.startswith(f"{target}/"):
-            return source + path[len(target) :]
+    """The old path of an array: by the longest rename that means it."""
+    for target in sorted(names, key=len, reverse=True):
+        if not target or _is_at(path, target):
+            rest = path[len(target) :].lstrip("/")
+            return join(names[target], rest)
     return path
 
 
@@ -222,61 +256,80 @@ def _homes(arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def carried(
-    before: Layer,
+    verb: str,
+    old: tuple[Layer, Params, State],
     after: Layer,
-    params: Params,
-    state: State,
-    fresh: Collection[str],
+    gone: Own,
+    fresh: Own,
     key: Key | None,
     spec: PyTree,
 ) -> tuple[Layer, Params, State]:
-    """A rewritten model with its weights: those of before, but new ones at some paths."""
-    kept = without(params, fresh), without(state, fresh)
-    missing = [
-        source for _, source in ties(after) if source not in dict(paths(kept[0]))
-    ]
-    if not _makes(after, fresh) and not missing:
-        _remember(after, before.identity.memory.get("spec"))
+    """A rewritten model with its weights: those of before, but new ones where it is new.
+
+    `gone` says of a path of before that it has none afterwards, `fresh` of one afterwards
+    that it is new.
+    """
+    before, params, state = old
+    kept = without(params, gone), without(state, gone)
+    known = before.identity.memory.get("spec") if spec is None else as_spec(spec)
+    if not _makes(after, fresh):
+        if spec is not None:
+            recorded(after, known)
+        _remember(after, known)
         return after, *kept
     if key is None:
         raise ValueError(
-            "replace: the new layers have weights to make. Pass key=jax.random.key(seed)."
+            f"{verb}: the new layers have weights to make. "
+            "Pass key=jax.random.key(seed)."
         )
-    specs = spec_of(before, after, spec)
-    recorder = recorded(after, specs)[1]
-    old = dict(paths(kept[0])), dict(paths(kept[1]))
+    known = spec_of(verb, before, params, spec)
+    _remember(after, known)
+    arrays = dict(paths(kept[0])), dict(paths(kept[1]))
     used: set[tuple[int, str]] = set()
 
-    def known(kind: int, path: str, wanted: Any) -> Any:
-        array = old[kind].get(path)
+    def find(kind: int, path: str, wanted: Any) -> Any:
+        array = arrays[kind].get(path)
+        if array is None and not fresh(path):
+            hint = "Pass the params and state that init of this model returned."
+            raise PathError(verb, path, list(arrays[kind]), hint)
         if array is not None and tuple(array.shape) != tuple(wanted.shape):
             raise ShapeError(
-                "surgery", f"{path!r} as for such an input, {show(wanted)}", show(array),
-                "Pass the spec= of the input that the params were made for, or replace "
-                "that layer too.",
+                verb, f"{path!r} as for such an input, {show(wanted)}", show(array),
+                "Replace that layer too: its input is another one now.",
             )  # fmt: skip
         used.add((kind, path))
         return array
 
-    made = _filled(recorder, known, key)
-    lost = [p for kind in (0, 1) for p in old[kind] if (kind, p) not in used]
+    made = _filled(recorded(after, known)[1], find, key)
+    lost = [p for kind in (0, 1) for p in arrays[kind] if (kind, p) not in used]
     if lost:
         raise ValueError(
-            f"surgery: the new model has no place for {lost[0]!r}. "
+            f"{verb}: the new model has no place for {lost[0]!r}. "
             "Pass the params that init of this model returned."
         )
     return after, *made
 
 
-def spec_of(before: Layer, after: Layer, spec: PyTree) -> PyTree:
-    """The spec of a model's input: as given, or that of its last init in this process."""
+def spec_of(verb: str, before: Layer, params: Params, spec: PyTree) -> PyTree:
+    """The spec of a model's input: as given, or that of its last init in this process.
+
+    In either case one that makes such params.
+    """
     known = before.identity.memory.get("spec") if spec is None else as_spec(spec)
     if known is None:
         raise ValueError(
-            "surgery: new weights depend on the shape of the model's input, which is not "
+            f"{verb}: new weights depend on the shape of the model's input, which is not "
             "known here. Pass spec=, as for init: spec=al.spec('b 28 28 1')."
         )
-    _remember(after, known)
+    arrays = dict(paths(params))
+    for leaf in recorded(before, known)[1].leaves.values():
+        for path, wanted in arrays_of(leaf)[0]:
+            array = arrays.get(path)
+            if array is not None and tuple(array.shape) != tuple(wanted.shape):
+                raise ShapeError(
+                    verb, f"{path!r} as for the input {show(known)}, {show(wanted)}",
+                    show(array), "Pass the spec= of the input that the params are for.",
+                )  # fmt: skip
     return known
 
 
@@ -285,27 +338,26 @@ def _remember(model: Layer, spec: PyTree) -> None:
         model.identity.memory["spec"] = spec
 
 
-def without(tree: PyTree, homes: Collection[str], path: str = "") -> Any:
-    """A tree without what stands at or below some paths, and without empty dicts."""
+def without(tree: PyTree, gone: Own, path: str = "") -> Any:
+    """A tree without some of its arrays, and without empty dicts."""
     kept: dict[str, Any] = {}
     for name, value in tree.items():
         below = join(path, str(name))
-        if "" in homes or below in homes:
-            continue
-        inner = without(value, homes, below) if isinstance(value, dict) else value
-        if not isinstance(value, dict) or inner:
-            kept[name] = inner
+        if isinstance(value, dict):
+            inner = without(value, gone, below)
+            if inner:
+                kept[name] = inner
+        elif not gone(below):
+            kept[name] = value
     return kept
 
 
-def _makes(model: Layer, fresh: Collection[str]) -> bool:
-    """Whether a layer at or below some paths may have weights."""
+def _makes(model: Layer, fresh: Own) -> bool:
+    """Whether a layer where the model is new may have weights."""
     return any(
-        layer.init_function is not None
-        for path, layer in [("", model), *walk(model, model.places, "", every=True)]
-        if any(
-            not home or path == home or path.startswith(f"{home}/") for home in fresh
-        )
+        spot.layer.init_function is not None
+        for spot in spots(model)
+        if any(fresh(join(path, "_")) for path in spot.paths)
     )
 
 
@@ -328,11 +380,14 @@ def _filled(recorder: Recorder, known: Any, key: Key) -> Trees:
 
 def _known(leaf: Leaf, name: str, spec: Any, kind: int, known: Any) -> Any:
     """One array of a leaf, which may be a tree of arrays, if it is known."""
-    copies = tuple(n for n in leaf.stack if n >= 0)
-    leaves, tree = cast(Any, jax.tree_util.tree_flatten_with_path(spec))
-    found: list[Any] = []
-    for keys, each in leaves:
-        inner = jax.tree_util.keystr(keys, simple=True, separator="/")
-        wanted = jax.ShapeDtypeStruct((*copies, *each.shape), each.dtype)
-        found.append(known(kind, join(leaf.path, name, inner), wanted))
-    return None if any(x is None for x in found) else jax.tree.unflatten(tree, found)
+    start = join(leaf.path, name)
+    every = dict(arrays_of(leaf)[kind])
+    found = {p: known(kind, p, every[p]) for p in every if _is_at(p, start)}
+    if any(array is None for array in found.values()):
+        return None
+    structure = cast(Any, jax.tree.structure(spec))
+    return jax.tree.unflatten(structure, list(found.values()))
+
+
+def _is_at(path: str, start: str) -> bool:
+    return path == start or path.startswith(f"{start}/")

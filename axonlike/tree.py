@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import OPERATORS, Layer, Node, layer
-from axonlike.names import Place, closed, inside, walk
+from axonlike.names import NameTakenError, Place, closed, inside, settle, walk
 from axonlike.selector import Where, choose
+from axonlike.spots import spots
 from axonlike.text import arguments
 from axonlike.types import PyTree
 from axonlike.values import remade
@@ -23,7 +24,8 @@ def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
     Args:
         model: any layer.
         where: a path, a glob (`*` one step, `**` any depth, `{a,b}`), a predicate on
-            `(path, layer)`, `kind("dense")`, or several of those; None for all.
+            `(path, layer)`, `kind("dense")`, or several of those; the model itself is
+            at "". None for all inside.
 
     Raises:
         PathError: `where` matches nothing.
@@ -33,18 +35,16 @@ def layers(model: Layer, where: Where = None) -> list[tuple[str, Layer]]:
 
     Example:
         >>> import jax, axonlike as al
-        >>> model = al.serial(al.dense(4), jax.nn.relu, head=al.dense(2).named(None))
-        Traceback (most recent call last):
-        TypeError: serial: children are named by keyword or not at all, got 2 without ...
         >>> model = al.dense(4) >> jax.nn.relu >> al.residual(al.dense(4))
         >>> [path for path, layer in al.layers(model, "dense*")]
         ['dense', 'dense_1', 'dense_1']
     """
-    found = list(walk(model, model.places, ""))
     if where is None:
-        return found
-    chosen = choose("layers", where, found, found)
-    return [item for item, copies in zip(found, chosen, strict=True) if copies]
+        return list(walk(model, model.places, ""))
+    every = list(spots(model))
+    items = [(path, spot.layer) for spot in every for path in spot.paths]
+    chosen = choose("layers", where, items, every)
+    return [item for item, copies in zip(items, chosen, strict=True) if copies]
 
 
 def pinned(layer: Layer, place: Place) -> Layer:
@@ -56,14 +56,16 @@ def pinned(layer: Layer, place: Place) -> Layer:
         for slot, child in layer.children.items()
         if slot in place.below
     }
-    return rebuilt(layer, swaps)
+    return cast(Layer, rebuilt(layer, swaps))
 
 
-def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
+def rebuilt(
+    layer: Layer, swaps: Mapping[str, Layer], *, strict: bool = True
+) -> Layer | None:
     """The same layer with other children in place of some.
 
     Children that were arguments of the factory are so again; those that the factory made
-    itself are replaced in the record.
+    itself are replaced in the record. None, unless strict, where names would collide.
     """
     if all(layer.children[slot] is new for slot, new in swaps.items()):
         return layer
@@ -71,7 +73,7 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
 
     def swap(value: Any) -> Any:
         if isinstance(value, Layer):
-            slot = next((s for s, c in pending.items() if c is value), None)
+            slot = next((s for s, c in pending.items() if _is_of(c, value)), None)
             if slot is None:
                 return value
             del pending[slot]
@@ -79,25 +81,53 @@ def rebuilt(layer: Layer, swaps: Mapping[str, Layer]) -> Layer:
         return remade(swap, value)
 
     args, kwargs = map(swap, arguments(layer))
-    made = layer
-    if swaps.keys() - pending.keys():
-        made = layer.factory(*args, **kwargs).named(layer.name)
-    inner = {slot: layer.children[slot] for slot in layer.replaced}
-    inner |= {slot: new for slot, new in swaps.items() if slot in pending}
+    try:
+        made = layer.factory(*args, **kwargs)
+    except NameTakenError:
+        if strict:
+            raise
+        return None
+    made = replace(made, name=layer.name, partial=layer.partial)
+    wanted = {**layer.children, **swaps}
+    inner = {
+        slot: child
+        for slot, child in wanted.items()
+        if slot in made.children and not _is_of(made.children[slot], child)
+    }
     return _with_inner(made, inner) if inner else made
+
+
+def _is_of(child: Layer, given: Layer) -> bool:
+    """Whether a child is what was given to a factory, which may have named it."""
+    return child is given or child == given.named(child.name)
 
 
 def _with_inner(layer: Layer, inner: Mapping[str, Layer]) -> Layer:
     """A layer whose record holds other children than its factory made."""
-    children = {**layer.children, **{s: c.named(None) for s, c in inner.items()}}
-    places = {s: _placed(layer.places[s], child) for s, child in children.items()}
+    names = {slot: layer.children[slot].name for slot in inner}
+    new = {slot: child.named(names[slot]) for slot, child in inner.items()}
+    children = {**layer.children, **new}
+    places = settle({s: _placed(layer.places[s], c) for s, c in children.items()})
+    found = [name for place in places.values() for name in _firsts(place)]
+    twice = [name for name in found if found.count(name) > 1]
+    if twice:
+        raise NameTakenError(
+            f"name: two layers in {layer.headline} are called {twice[0]!r}. Rename one."
+        )
     return replace(
         layer,
         children=MappingProxyType(children),
         places=places,
         names=layer.names if layer.indexed else closed(places),
-        replaced=layer.replaced | inner.keys(),
+        replaced=layer.replaced | new.keys(),
     )
+
+
+def _firsts(place: Place) -> list[str]:
+    """The names that a child has in its parent's namespace."""
+    if place.path:
+        return [place.path[0]]
+    return [name for below in place.below.values() for name in _firsts(below)]
 
 
 def _placed(place: Place, child: Layer) -> Place:
@@ -149,4 +179,4 @@ def find_child(
     return None
 
 
-OPERATORS.update(part=part, pinned=pinned, rebuilt=rebuilt)
+OPERATORS.update(part=part, pinned=pinned, rebuilt=cast(Any, rebuilt))

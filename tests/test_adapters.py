@@ -125,3 +125,45 @@ def test_a_selector_of_frozen_that_means_nothing():
     params, state = stack.init(KEY, (None, 3))
     with pytest.raises(ValueError, match="an array is not divided"):
         stack.predict(params, state, jnp.ones((1, 3)))
+
+
+# --- what review found
+
+
+def test_lora_of_a_named_model_inside_another_and_twice():
+    named = al.serial(a=al.dense(4), b=al.dense(4), name="net")
+    params, state = named.init(KEY, (None, 4))
+    tuned = al.lora(named, "a", rank=2)
+    _, _, report = al.migrate(named, tuned, params, state, key=OTHER)
+    assert len(report.kept) == 4
+    twice = al.lora(tuned, "b", rank=2, but=al.kind("dense"))
+    more, kept = twice.init(KEY, (None, 4))
+    around = al.precision(twice, output=jnp.float32)
+    plain, merged = al.merge_lora(around, more)
+    x = jnp.ones((1, 4))
+    y = around.predict(more, kept, x)
+    np.testing.assert_allclose(plain.predict(merged, kept, x), y, rtol=1e-5)
+    assert not any(layer.kind == "frozen" for _, layer in al.layers(plain, "**"))
+
+
+def test_branches_have_the_dtype_of_their_layer():
+    layer = al.embedding(7, 4, param_dtype=jnp.bfloat16)
+    params, state = al.adapter(layer, 2).init(KEY, jnp.arange(3))
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert (
+        al.adapter(layer, 2).predict(params, state, jnp.arange(3)).dtype == jnp.bfloat16
+    )
+
+
+def test_what_cannot_be_merged_is_refused():
+    tied_ = al.tie(
+        al.serial(a=al.dense(4), b=al.dense(4)), {"b/kernel": "a/kernel"}
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="'a' is tied"):
+        al.lora(tied_, "a", rank=2)
+    tuned = al.lora(al.serial(a=al.dense(4)), "a", rank=2)
+    params, _ = al.serial(a=al.dense(4)).init(KEY, (None, 4))
+    with pytest.raises(al.PathError, match="Migrate first"):
+        al.merge_lora(tuned, params)
+    with pytest.raises(ValueError, match="without a mask"):
+        al.adapter(al.conv(4, 3, mask=np.ones((3, 3, 2, 4))), 2)

@@ -14,7 +14,9 @@ PACKAGE = ROOT / "axonlike"
 LINES = (
     ("errors", "types", "values"),
     ("initializers", "paths", "signature", "spec", "taps"),
-    ("blame", "names", "selector"),
+    ("blame", "names"),
+    ("spots",),
+    ("selector",),
     ("frame", "text"),
     ("initialize",),
     ("leaf",),

@@ -108,3 +108,8 @@ def test_the_audit_lists_every_cast_with_its_path():
 def test_a_dtype_is_floating():
     with pytest.raises(TypeError, match="expected a floating-point dtype"):
         al.precision(gpt(), params=jnp.int32)
+
+
+def test_complex_is_no_precision():
+    with pytest.raises(TypeError, match="expected a floating-point dtype"):
+        al.precision(gpt(), compute=jnp.complex64)

@@ -14,10 +14,11 @@ from axonlike.combinators.basic import identity, one_input, wrapper
 from axonlike.errors import ShapeError
 from axonlike.frame import Frame, check_state
 from axonlike.layer import OPERATORS, Layer, Node, as_layer, layer
-from axonlike.names import assign, closed, given, inside, walk
+from axonlike.names import assign, closed, given, inside
 from axonlike.paths import check_name
 from axonlike.selector import choose, whole
 from axonlike.spec import same, show
+from axonlike.spots import own_names, spots, translated
 from axonlike.types import PyTree
 
 Policy = Callable[..., bool] | bool | None
@@ -134,7 +135,7 @@ def _apart_from_points(
         take = jax.lax.index_in_dim if static else jax.lax.dynamic_index_in_dim
 
         def one(a: Any) -> Any:
-            return take(a, i, 0, keepdims=False)
+            return cast(Any, take(a, i, 0, keepdims=False))
 
         return jax.tree.map(one, each)
 
@@ -154,9 +155,13 @@ def _apart_from_points(
             )
             x = once(inner, x)
             states.append(jax.tree.map(partial(jnp.expand_dims, axis=0), inner.state))
-    whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
-    keep(frame, {"*": whole}, {})
+    joined = jax.tree.map(_joined, *states)
+    keep(frame, {"*": joined}, {})
     return x
+
+
+def _joined(*parts: Any) -> Any:
+    return jnp.concatenate(parts)
 
 
 def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree:
@@ -563,12 +568,15 @@ def _stopped(frame: Frame, but: Any) -> Any:
     if but is None or frame.run.recorder is not None:
         return stop(frame.params)
     found, tree = cast(Any, jax.tree_util.tree_flatten_with_path(frame.params))
+    names = own_names(frame.layer, frame.places)
     items = [
-        (jax.tree_util.keystr(keys, simple=True, separator="/"), leaf)
+        (
+            translated(jax.tree_util.keystr(keys, simple=True, separator="/"), names),
+            leaf,
+        )
         for keys, leaf in found
     ]
-    layers = list(walk(frame.layer, frame.places, "", every=True))
-    free = choose("frozen: but", but, items, layers)
+    free = choose("frozen: but", but, items, list(spots(frame.layer)))
     return tree.unflatten(
         leaf if copies and whole(copies, "frozen: but", path, leaf) else stop(leaf)
         for (path, leaf), copies in zip(items, free, strict=True)
@@ -607,7 +615,7 @@ def mixed(
         Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
     for dtype in (compute, output, params):
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.inexact):
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
             name = getattr(dtype, "__name__", dtype)
             raise TypeError(
                 f"mixed: expected a floating-point dtype, got {name}. "
@@ -622,7 +630,7 @@ def mixed(
         if _recording(frame):
             old = inner.run
             inner.run = old._replace(
-                cast=compute or params or old.cast, store=params or old.store
+                cast=compute or old.cast or params, store=params or old.store
             )
         args, kwargs = _cast((args, dict(kwargs)), compute)
         y = inner.call("f", args, kwargs, method)

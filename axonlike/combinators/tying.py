@@ -11,8 +11,9 @@ from axonlike.combinators.basic import wrapper
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import Layer, as_layer, layer
-from axonlike.names import walk
+from axonlike.names import Place
 from axonlike.paths import join
+from axonlike.spots import own_names, spots, translated
 from axonlike.types import PyTree
 
 
@@ -41,7 +42,7 @@ def tie(
 
     Raises:
         TypeError: pairs are no paths.
-        ValueError: a target is tied twice, or is itself a source.
+        ValueError: a target is tied twice, or is itself a source: no chains.
         PathError: no layer makes such an array.
         ShapeError: target and source have other shapes.
 
@@ -62,18 +63,17 @@ def tie(
     turned = _check(pairs, transpose)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        base = join(*frame.places["f"].path)
+        ends = _ends(frame.layer, frame.places)
         if frame.run.recorder is not None:
             y = frame.call("f", args, kwargs, method)
-            for target, source in pairs.items():
-                ends = join(base, target), join(base, source)
-                frame.run.recorder.tie(frame, *ends, target in turned)
+            for target, (here, source) in zip(pairs, ends, strict=True):
+                frame.run.recorder.tie(frame, here, source, target in turned)
             return y
         params = frame.params
-        for target, source in pairs.items():
-            value = _read(params, join(base, source))
+        for target, (here, source) in zip(pairs, ends, strict=True):
+            value = _read(params, source)
             value = _turned(value, source.count("*")) if target in turned else value
-            params = _with(params, join(base, target).split("/"), value)
+            params = _with(params, here.split("/"), value)
         inner = frame.under(None, params, frame.state, inline=True)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
@@ -84,11 +84,21 @@ def tie(
 
 def ties(model: Layer) -> Iterator[tuple[str, str]]:
     """Every `(target, source)` in a model, as paths from its root."""
-    for path, each in [("", model), *walk(model, model.places, "", every=True)]:
-        if each.factory is tie:
-            base = join(path, *each.places["f"].path)
-            for target, source in each.config["pairs"].items():
-                yield join(base, target), join(base, source)
+    for spot in spots(model):
+        if spot.layer.factory is tie:
+            for target, source in _ends(spot.layer, spot.places):
+                for home in spot.paths:
+                    yield join(home, target), join(home, source)
+
+
+def _ends(layer: Layer, places: Mapping[str, Place]) -> list[tuple[str, str]]:
+    """The pairs of a tie, as paths from it where it stands."""
+    base = join(*layer.places["f"].path)
+    names = {alone: here for here, alone in own_names(layer, places).items()}
+    return [
+        (translated(join(base, target), names), translated(join(base, source), names))
+        for target, source in layer.config["pairs"].items()
+    ]
 
 
 def _check(pairs: Any, transpose: Any) -> Collection[str]:
@@ -104,7 +114,7 @@ def _check(pairs: Any, transpose: Any) -> Collection[str]:
     if both:
         raise ValueError(
             f"tie: {both[0]!r} is a target and a source. "
-            "Tie all of a chain to its last one."
+            "Tie everything to the one that is no target."
         )
     if isinstance(transpose, bool):
         return list(ends) if transpose else []
