@@ -22,8 +22,8 @@ from axonlike.initialize import put
 from axonlike.layer import Layer, as_layer, layer
 from axonlike.layers.checks import epsilon_of, positive, wide
 from axonlike.layers.normalize import Axes, axes_of, check_axes
-from axonlike.names import walk
 from axonlike.selector import Where, choose, whole
+from axonlike.spots import spots
 from axonlike.types import Array, Key, Params, PyTree, State
 
 _START = 15
@@ -323,7 +323,7 @@ def _apart(
 def _chosen(frame: Frame, where: Where, arrays: dict[str, Any]) -> dict[str, Any]:
     """The weights that a selector means, by path."""
     verb = f"{frame.layer.kind}: where"
-    layers = list(walk(frame.layer, frame.places, "", every=True))
+    layers = list(spots(frame.layer, frame.places))
     found = choose(verb, where, list(arrays.items()), layers)
     return {
         path: array
