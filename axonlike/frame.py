@@ -190,11 +190,14 @@ class Frame:
         self.taken.update(frame.taken)
 
     def child_params(self, slot: str) -> Params:
-        """The params of a child, to read (tied weights)."""
+        """The params of a child, to read (tied weights); as it has them in wrappers."""
+        frame = self._enter(slot, "params")[0]
         if self.run.recorder is not None:
-            return self.run.recorder.params_below(self._enter(slot, "params")[0])
-        params = _get(self.params, self.places[slot].path)
-        return cast("Params", params)
+            frame.params = self.run.recorder.params_below(frame)
+        while frame.layer.view is not None:
+            params = frame.layer.view(frame, frame.params)
+            frame = frame.under(None, params, inline=True)._enter("f", "params")[0]
+        return frame.params
 
     def key(self) -> Key | None:
         """A fresh key for this layer: root key, path, then the indices; None without."""

@@ -25,6 +25,7 @@ from axonlike.spec import as_spec, show
 from axonlike.types import Key, Params, PyTree, State
 
 P = ParamSpec("P")
+View = Callable[[Frame, Params], Params]
 RunFunction = Callable[[Frame, tuple[Any, ...], Mapping[str, Any], str], Any]
 
 
@@ -69,7 +70,8 @@ class Node(NamedTuple):
 
     `transparent` says that its body (slot "f") adds no level of its own; `stem` is what
     an automatic name is made of; `names` the steps of its params where they are not those
-    of `places`, one index step lower.
+    of `places`, one index step lower; `view(frame, params)` the params as its body has
+    them, where those are others.
     """
 
     run: RunFunction
@@ -80,6 +82,7 @@ class Node(NamedTuple):
     names: frozenset[str] | None = None
     signature: Signature | None = None
     partial: bool = False
+    view: View | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,6 +118,7 @@ class Layer:
     methods: Mapping[str, tuple[Callable[..., Any], Signature]]
     partial: bool = False
     indexed: bool = False
+    view: View | None = None
     replaced: frozenset[str] = frozenset()
     identity: Any = field(init=False)
     hash: int = field(init=False)
@@ -549,6 +553,7 @@ def _build(
             methods=MappingProxyType({}),
             partial=made.partial,
             indexed=made.names is not None,
+            view=made.view,
         )
     if isinstance(made, Layer):
         fields = {"transparent": False, "stem": kind, "partial": False}

@@ -575,3 +575,29 @@ def test_composites_with_names_side_by_side():
     assert (back == plain) <= (
         back.init(KEY, X)[0].keys() == plain.init(KEY, X)[0].keys()
     )
+
+
+def test_weights_that_are_read_are_those_that_the_wrapper_gives():
+    def head(sub, tokens):
+        h = sub.emb(tokens)
+        table = sub.emb.params["embedding"]
+        assert table.dtype == h.dtype
+        return h @ table.T
+
+    tokens = jnp.arange(6).reshape(2, 3)
+    model = al.wire(head, emb=al.embedding(11, 4))
+    params, state = model.init(KEY, tokens)
+    frozen = al.freeze(model, "emb")
+    grads = jax.grad(lambda p: frozen.predict(p, state, tokens).sum())(params)
+    assert not jnp.any(grads["emb"]["embedding"])
+    mixed = al.precision(model, compute=jnp.bfloat16, where="emb")
+    assert mixed.init(KEY, tokens)[0]["emb"]["embedding"].dtype == jnp.float32
+    assert mixed.predict(params, state, tokens).dtype == jnp.bfloat16
+
+    def reads(sub, x):
+        return sub.t(x) + sub.t.params["b"]["kernel"].sum()
+
+    body = al.serial(a=al.dense(4), b=al.dense(4))
+    tied = al.wire(reads, t=al.tie(body, {"b/kernel": "a/kernel"}))
+    params, state = tied.init(KEY, X[:, :4])
+    assert tied.predict(params, state, X).shape == X.shape

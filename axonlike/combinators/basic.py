@@ -67,6 +67,7 @@ def wrapper(
     f: Layer,
     run: Callable[[Frame, tuple[Any, ...], Mapping[str, Any], str], Any],
     extra: Mapping[str, Layer] | None = None,
+    view: Callable[[Frame, Any], Any] | None = None,
 ) -> Node:
     """A combinator around one body that adds no level: its paths are the body's."""
     children = {"f": f}
@@ -75,7 +76,7 @@ def wrapper(
         children[name] = child
         stem = name if child.name is None else None
         places[name] = Place((child.name or name,), child.places, stem)
-    return Node(run, children, settle(places), transparent=True, stem=f.stem)
+    return Node(run, children, settle(places), transparent=True, stem=f.stem, view=view)
 
 
 def _call(frame: Frame, slot: str) -> Call:

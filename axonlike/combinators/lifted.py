@@ -19,7 +19,7 @@ from axonlike.paths import check_name
 from axonlike.selector import choose, whole
 from axonlike.spec import same, show
 from axonlike.spots import own_names, spots, translated
-from axonlike.types import PyTree
+from axonlike.types import Params, PyTree
 
 Policy = Callable[..., bool] | bool | None
 
@@ -553,21 +553,24 @@ def frozen(f: Any, *, but: Any = None, name: str | None = None) -> Any:
     if not isinstance(f, Layer):
         return frozen(as_layer(f, "frozen"), but=but)
 
+    def view(frame: Frame, params: Params) -> Params:
+        return _stopped(frame, params, but)
+
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        inner = frame.under(None, _stopped(frame, but), frame.state, inline=True)
+        inner = frame.under(None, view(frame, frame.params), frame.state, inline=True)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return y
 
-    return wrapper(f, run)
+    return wrapper(f, run, view=view)
 
 
-def _stopped(frame: Frame, but: Any) -> Any:
+def _stopped(frame: Frame, params: Params, but: Any) -> Any:
     """Params that pass on no gradient, but for those that are chosen."""
     stop = jax.lax.stop_gradient
     if but is None or frame.run.recorder is not None:
-        return stop(frame.params)
-    found, tree = cast(Any, jax.tree_util.tree_flatten_with_path(frame.params))
+        return stop(params)
+    found, tree = cast(Any, jax.tree_util.tree_flatten_with_path(params))
     names = own_names(frame.layer, frame.places)
     items = [
         (
@@ -637,7 +640,10 @@ def mixed(
         frame.absorb(inner)
         return _cast(y, output)
 
-    return wrapper(f, run)
+    def view(frame: Frame, params: Params) -> Params:
+        return _cast_params(params, compute)
+
+    return wrapper(f, run, view=view)
 
 
 def _cast_params(params: Any, dtype: Any) -> Any:

@@ -14,7 +14,7 @@ from axonlike.layer import Layer, as_layer, layer
 from axonlike.names import Place
 from axonlike.paths import join
 from axonlike.spots import own_names, spots, translated
-from axonlike.types import PyTree
+from axonlike.types import Params, PyTree
 
 
 @layer
@@ -63,23 +63,28 @@ def tie(
     turned = _check(pairs, transpose)
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
-        ends = _ends(frame.layer, frame.places)
         if frame.run.recorder is not None:
+            ends = _ends(frame.layer, frame.places)
             y = frame.call("f", args, kwargs, method)
             for target, (here, source) in zip(pairs, ends, strict=True):
                 frame.run.recorder.tie(frame, here, source, target in turned)
             return y
-        params = frame.params
-        for target, (here, source) in zip(pairs, ends, strict=True):
-            value = _read(params, source)
-            value = _turned(value, source.count("*")) if target in turned else value
-            params = _with(params, here.split("/"), value)
-        inner = frame.under(None, params, frame.state, inline=True)
+        inner = frame.under(None, view(frame, frame.params), frame.state, inline=True)
         y = inner.call("f", args, kwargs, method)
         frame.absorb(inner)
         return y
 
-    return wrapper(f, run)
+    def view(frame: Frame, params: Params) -> Params:
+        if frame.run.recorder is not None:
+            return params
+        ends = _ends(frame.layer, frame.places)
+        for target, (here, source) in zip(pairs, ends, strict=True):
+            value = _read(params, source)
+            value = _turned(value, source.count("*")) if target in turned else value
+            params = _with(params, here.split("/"), value)
+        return params
+
+    return wrapper(f, run, view=view)
 
 
 def ties(model: Layer) -> Iterator[tuple[str, str]]:
