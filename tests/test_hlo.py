@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 
 import axonlike as al
 from axonlike.combinators.recurrence import recurrence
+from axonlike.layers.chance import kept
 from axonlike.layers.gates import multiplier
 from axonlike.layers.normalize import Over, normalized
 from axonlike.layers.product import product
@@ -90,6 +91,9 @@ def affine(p, x):
 
 
 def convolve(p, x, stride=1):
+    if p["kernel"].shape[:2] == (1, 1):  # every stride-th position, one by one
+        y = x[:, ::stride, ::stride] @ jnp.reshape(p["kernel"], p["kernel"].shape[2:])
+        return y + jnp.broadcast_to(p["bias"], y.shape)
     y = lax.conv_general_dilated(
         x,
         p["kernel"],
@@ -102,12 +106,20 @@ def convolve(p, x, stride=1):
 
 def halved(x):
     """Max pooling 2 x 2: blocks as axes of their own, the first maximum wins."""
-    for axis in (2, 1):
-        shape = (*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
-        blocks = jnp.reshape(x, shape)
-        a, b = (lax.index_in_dim(blocks, i, axis + 1, keepdims=False) for i in range(2))
-        x = jnp.where((a >= b) | (a != a), a, b)  # noqa: PLR0124 (a NaN passes on)
-    return x
+    b, h, w, c = x.shape
+    x = jnp.reshape(x, (b, h // 2, 2, w // 2, 2, c))
+    first, *rest = (
+        lax.squeeze(
+            lax.slice(x, (0, 0, i, 0, j, 0), (b, h // 2, i + 1, w // 2, j + 1, c)),
+            (2, 4),
+        )
+        for i in range(2)
+        for j in range(2)
+    )
+    for item in rest:
+        keep = (first >= item) | (first != first)  # noqa: PLR0124 (a NaN passes on)
+        first = jnp.where(keep, first, item)
+    return first
 
 
 def along_last(p, x):
@@ -178,8 +190,15 @@ def key_at(key, path):
 
 
 def dropped(key, x, rate):
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+    """Dropout: 16 random bits for each number, two numbers a word."""
+    *front, size = x.shape
+    words = jax.random.bits(key, (*front, (size + 1) // 2), jnp.uint32)
+    pairs = (*words.shape, 2)
+    words = lax.broadcast_in_dim(words, pairs, tuple(range(x.ndim)))
+    shifts = lax.broadcasted_iota(jnp.uint32, pairs, x.ndim) * jnp.uint32(16)
+    bits = jnp.reshape((words >> shifts) & jnp.uint32(65535), x.shape)
+    keep = bits >= jnp.uint32(round(rate * 65536))
+    return jnp.where(keep, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
 
 
 # --- ten models, by the library and by hand

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from axonlike.layers.checks import array, wide, within
+from axonlike.spec import is_unknown
 from axonlike.types import Array, Key, Params
 
 Check = Callable[[Any], None]
@@ -66,7 +67,9 @@ def kept(key: Key, rate: float, shape: tuple[Any, ...]) -> Array:
     words = jax.random.bits(key, (*shape[:-1], count), jnp.uint32)
     apart = _apart(words, width)
     bits = jnp.reshape(apart, (*shape[:-1], count * per_word))
-    return lax.slice_in_dim(bits, 0, size, 1, len(shape) - 1) >= jnp.uint32(threshold)
+    if is_unknown(size) or size % per_word:
+        bits = lax.slice_in_dim(bits, 0, size, 1, len(shape) - 1)
+    return bits >= jnp.uint32(threshold)
 
 
 def bits_for(rate: float) -> tuple[int, int]:
