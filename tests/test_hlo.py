@@ -21,7 +21,6 @@ from jax.custom_derivatives import SymbolicZero
 
 import axonlike as al
 from axonlike.combinators.recurrence import recurrence
-from axonlike.layers.chance import kept
 from axonlike.layers.gates import multiplier
 from axonlike.layers.normalize import Over, normalized
 from axonlike.layers.product import product
