@@ -299,7 +299,7 @@ class Layer:
             x: what stands for the input, as for `init`.
 
         Returns:
-            `{path: jax.ShapeDtypeStruct}`; copies are a leading axis at `*`.
+            Specs by path; copies are a leading axis, at a step `*` of the path.
 
         Example:
             >>> import axonlike as al

@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 from axonlike.paths import check_name, join
 
 
-class NameTakenError(ValueError):
-    """Two layers want one name."""
+def name_taken(message: str) -> ValueError:
+    """The error of two layers that want one name, to be told from others."""
+    error = ValueError(f"name: {message}")
+    error.name_taken = True  # type: ignore[attr-defined]
+    return error
 
 
 class Place(NamedTuple):
@@ -69,8 +72,8 @@ def assign(layers: list[Any], *, splice: bool) -> tuple[dict[str, Any], Places]:
     if twice:
         pairs = zip(layers, drafts, strict=True)
         both = [item.headline for item, draft in pairs if twice[0] in _fixed(draft)]
-        raise NameTakenError(
-            f"name: two layers are called {twice[0]!r}: {', '.join(both)}. Rename one, "
+        raise name_taken(
+            f"two layers are called {twice[0]!r}: {', '.join(both)}. Rename one, "
             "or write shared(...) or wire(...) to share its weights."
         )
     fresh = _Fresh(fixed)

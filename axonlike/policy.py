@@ -67,7 +67,16 @@ def precision(
 
 
 class Cast(NamedTuple):
-    """One conversion between floating-point dtypes in a model.
+    """One conversion between floating-point dtypes in a model, as `casts` lists them.
+
+    Args:
+        path: of the layer or array.
+        before: dtype of what is converted.
+        after: dtype of what it becomes.
+        shape: of the array.
+
+    Shapes:
+        No arrays.
 
     Example:
         >>> import axonlike as al

@@ -10,7 +10,7 @@ from typing import Any, cast
 from axonlike.errors import PathError
 from axonlike.frame import Frame
 from axonlike.layer import OPERATORS, Layer, Node, layer
-from axonlike.names import NameTakenError, Place, closed, inside, settle, walk
+from axonlike.names import Place, closed, inside, name_taken, settle, walk
 from axonlike.selector import Where, choose
 from axonlike.spots import spots
 from axonlike.text import arguments
@@ -83,8 +83,8 @@ def rebuilt(
     args, kwargs = map(swap, arguments(layer))
     try:
         made = layer.factory(*args, **kwargs)
-    except NameTakenError:
-        if strict:
+    except ValueError as error:
+        if strict or not hasattr(error, "name_taken"):
             raise
         return None
     made = replace(made, name=layer.name, partial=layer.partial)
@@ -111,8 +111,8 @@ def _with_inner(layer: Layer, inner: Mapping[str, Layer]) -> Layer:
     found = [name for place in places.values() for name in _firsts(place)]
     twice = [name for name in found if found.count(name) > 1]
     if twice:
-        raise NameTakenError(
-            f"name: two layers in {layer.headline} are called {twice[0]!r}. Rename one."
+        raise name_taken(
+            f"two layers in {layer.headline} are called {twice[0]!r}. Rename one."
         )
     return replace(
         layer,

@@ -313,12 +313,12 @@ def factory_that_returns_no_pair(go):
 
 @mistake(
     """
-TypeError: index: expected an int or a slice, got str. Use .children[name] or .part(path) for a name.
+PathError: activation: nothing is called 'dens'. Nearest: 'dense'. model.sites(spec) lists them.
 """
 )
-def index_by_name(go):
+def activation_by_a_wrong_name(go):
     model = al.dense(3) >> jax.nn.relu
-    model["dense" if go.wrong else 0]  # here
+    model["dens" if go.wrong else "dense"]  # here
 
 
 @mistake(
