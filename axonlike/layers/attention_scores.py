@@ -7,6 +7,7 @@ plain matrix products of neighbouring numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -173,9 +174,7 @@ def _gathered(
     if change is not None:
         grown = change(grown)
     grouped = _grouped(grown, v.shape[1])
-    y = jnp.matmul(
-        grouped, v, precision=rules.precision, preferred_element_type=total.dtype
-    )
+    y = _product(grouped, v, rules.precision, total.dtype)
     y = jnp.reshape(y, (*grown.shape[:3], v.shape[3]))
     return (y / jnp.broadcast_to(total, y.shape)).astype(q.dtype)
 
@@ -184,12 +183,8 @@ def _logits(q: Array, k: Array, rules: Rules) -> Array:
     """Products of queries and keys in float32 at least: scale, cap, biases, masks."""
     dtype = wide(q.dtype)
     scale = q.shape[-1] ** -0.5 if rules.scale is None else rules.scale
-    logits = jnp.matmul(
-        _grouped(q * scale, k.shape[1]),
-        jnp.swapaxes(k, 2, 3),
-        precision=rules.precision,
-        preferred_element_type=dtype,
-    )
+    queries, keys = _grouped(q * scale, k.shape[1]), jnp.swapaxes(k, 2, 3)
+    logits = _product(queries, keys, rules.precision, dtype)
     shape = (*q.shape[:3], k.shape[2])
     logits = jnp.reshape(logits, shape)
     if rules.soft_cap is not None:
@@ -199,6 +194,28 @@ def _logits(q: Array, k: Array, rules: Rules) -> Array:
     if rules.bias is not None:
         logits = logits + jnp.broadcast_to(rules.bias.astype(dtype), shape)
     return _masked(logits, rules)
+
+
+def _product(a: Array, b: Array, precision: Any, dtype: Any) -> Array:
+    """`a @ b` in a dtype that may be wider than theirs."""
+    if a.dtype == dtype:
+        return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
+    return cast(Any, _widened)(a, b, precision, dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _widened(a: Array, b: Array, precision: Any, dtype: Any) -> Array:
+    """Its derivative is in the dtype of `a` and `b`: products of 16 bits both ways."""
+    return jnp.matmul(a, b, precision=precision, preferred_element_type=dtype)
+
+
+@_widened.defjvp
+def _widened_jvp(precision: Any, dtype: Any, primals: Any, tangents: Any) -> Any:
+    (a, b), (da, db) = primals, tangents
+    by_a = jnp.matmul(da, b, precision=precision)
+    by_b = jnp.matmul(a, db, precision=precision)
+    y = cast(Any, _widened)(a, b, precision, dtype)
+    return y, (by_a + by_b).astype(dtype)
 
 
 def _masked(logits: Array, rules: Rules) -> Array:
