@@ -3,6 +3,8 @@
 None of it is needed to run a test: in an environment with the packages, `pytest` does.
 """
 
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.5"
@@ -62,12 +64,25 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, default=False)
-def nightly(session: nox.Session) -> None:
-    """All tests, with PyTorch to compare with, a thousand random models, and coverage.
+def parity(session: nox.Session) -> None:
+    """Every layer against PyTorch and Flax as they are installed, in full.
 
-    Then those of CI once more under JAX's leak checking: three times as slow.
+    With `--record` their answers are written anew, which CI compares with.
     """
-    install(session, "test", "parity", extras="[examples]")
+    install(session, "test", "parity", "bench", extras="[examples]")
+    tests = sorted(Path("tests").glob("test_*.py"))
+    files = [file for file in tests if "parity" in file.read_text(encoding="utf-8")]
+    session.run("pytest", "-m", "slow or not slow", *session.posargs, *map(str, files))
+
+
+@nox.session(python=PYTHON, default=False)
+def nightly(session: nox.Session) -> None:
+    """All tests, with PyTorch and Flax to compare with, a thousand random models.
+
+    With coverage; then those of CI once more under JAX's leak checking, which takes
+    three times as long.
+    """
+    install(session, "test", "parity", "bench", extras="[examples]")
     session.install("coverage")
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
     session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)
