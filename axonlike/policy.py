@@ -13,6 +13,7 @@ from axonlike.layer import Layer
 from axonlike.paths import join
 from axonlike.selector import Where
 from axonlike.spec import as_spec
+from axonlike.spots import spots, translated
 from axonlike.surgery import chosen_spots, outermost, rewritten
 from axonlike.types import PyTree
 
@@ -91,7 +92,7 @@ class Cast(NamedTuple):
 
     def __str__(self) -> str:
         shape = ", ".join(map(str, self.shape))
-        return f"{self.path}: {self.before}[{shape}] -> {self.after}"
+        return f"{self.path or 'the model'}: {self.before}[{shape}] -> {self.after}"
 
 
 def casts(model: Layer, x: PyTree, *, train: bool = False) -> list[Cast]:
@@ -119,7 +120,16 @@ def casts(model: Layer, x: PyTree, *, train: bool = False) -> list[Cast]:
         return model.apply(params, state, x, key=key, train=train)
 
     jaxpr = jax.make_jaxpr(run)(params, state, specs, key)
-    return list(_casts(cast(Any, jaxpr).jaxpr, ""))
+    homes = (path for spot in spots(model) for path in spot.paths)
+    names = {_plain(path): path for path in homes}
+    found = _casts(cast(Any, jaxpr).jaxpr, "")
+    return [each._replace(path=translated(_plain(each.path), names)) for each in found]
+
+
+def _plain(path: str) -> str:
+    """A path without steps for copies, and without names of transformations."""
+    steps = path.split("/")
+    return "/".join(step for step in steps if step != "*" and not step.endswith(")"))
 
 
 def _casts(jaxpr: Any, path: str) -> Iterator[Cast]:

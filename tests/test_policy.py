@@ -103,6 +103,16 @@ def test_the_audit_lists_every_cast_with_its_path():
     assert "a/kernel: float32[4, 8] -> bfloat16" in rows
     assert any(row.startswith("b: bfloat16[3, 8] -> float32") for row in rows)
     assert al.casts(gpt(), TOKENS) == []
+    stacked = al.precision(gpt(), compute=BF16)
+    arrays = {path for path, _ in al.paths(stacked.init(KEY, TOKENS)[0])}
+    assert arrays <= {cast.path for cast in al.casts(stacked, TOKENS)}
+    mapped = al.precision(al.serial(v=al.vmap(al.layer_norm())), compute=BF16)
+    assert {cast.path for cast in al.casts(mapped, (2, 3, 4))} == {
+        "",
+        "v",
+        "v/scale",
+        "v/bias",
+    }
 
 
 def test_a_dtype_is_floating():
