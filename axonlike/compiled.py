@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from axonlike.deferred import Arg, Deferred, Edit, Mapped, On, Op, Site, base, token
 from axonlike.errors import PathError, ShapeError
@@ -20,11 +21,13 @@ from axonlike.sites import (
     Condition,
     Place,
     Points,
+    Step,
     Target,
     places,
     points_of,
     resolve,
     segments,
+    within,
 )
 from axonlike.spec import show
 from axonlike.taps import Taps
@@ -68,17 +71,26 @@ class _Reader:
             if env is None:
                 return None
             value = jax.tree.map(lambda *a: jnp.stack(a, axis), *parts)
-        return None if env is None else _selected(value, axis, chosen, env)
+        return None if env is None else _selected(value, axis, step, env)
 
 
-def _selected(value: Any, axis: int, chosen: Any, env: _Env) -> Any:
+def _selected(value: Any, axis: int, step: Step, env: _Env) -> Any:
     """The chosen copies along an axis."""
+    chosen = step.chosen
     if chosen is None:
         return value
     if isinstance(chosen, Deferred):
-        chosen = env.value(chosen)
+        chosen = _numbers(step, env.value(chosen))
     index = (slice(None),) * axis + (chosen,)
     return jax.tree.map(operator.itemgetter(index), value)
+
+
+def _numbers(step: Step, chosen: Any) -> Any:
+    """Which copies are meant, from 0 on; an error where a plain number is none."""
+    if isinstance(chosen, (int, np.integer)):
+        chosen = within(int(cast(Any, chosen)), step.copies.number, step.site)
+    found = jnp.asarray(chosen, jnp.int32)
+    return jnp.where(found < 0, found + step.copies.number, found)
 
 
 # --- values in a run
@@ -97,12 +109,15 @@ class _Env:
         """The value of an expression, or of a pytree of expressions."""
         if isinstance(node, Deferred):
             return self._value(node)
-        if isinstance(node, dict):
+        if type(node) is dict:
             items = cast("dict[str, Any]", node).items()
             return {name: self.value(item) for name, item in items}
         if type(node) in (tuple, list):
             return type(node)(map(self.value, node))
-        return node
+        return jax.tree.map(self._leaf, node, is_leaf=_is_deferred)
+
+    def _leaf(self, node: Any) -> Any:
+        return self._value(node) if isinstance(node, Deferred) else node
 
     def _value(self, node: Deferred) -> Any:
         if isinstance(node, Arg):
@@ -110,8 +125,10 @@ class _Env:
         if isinstance(node, On):
             return self.runs[node.run].value(node.expression)
         if isinstance(node, Op):
-            args = map(self.value, node.args)
+            args = list(map(self.value, node.args))
             kwargs = {name: self.value(item) for name, item in node.kwargs.items()}
+            if node.function is operator.getitem:
+                _check_index(*args)
             return node.function(*args, **kwargs)
         if isinstance(node, Site):
             found = self.readers[node]
@@ -129,6 +146,17 @@ class _Env:
         return self.taken
 
 
+def _check_index(value: Any, index: Any) -> None:
+    """Refuses a plain number out of range, which JAX would clamp to the last item."""
+    shape = getattr(value, "shape", None)
+    each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
+    plain = tuple(slice(None) if isinstance(i, slice) else i for i in each)
+    kinds = (int, np.integer, slice, type(None), type(Ellipsis))
+    known = shape is not None and all(isinstance(i, kinds) for i in plain)
+    if known and all(isinstance(n, int) for n in cast("tuple[Any, ...]", shape)):
+        np.broadcast_to(np.zeros(()), cast("tuple[int, ...]", shape))[plain]
+
+
 def _is_one(node: Site, found: Mapping[str, Any]) -> bool:
     """Whether a path means one site: its globs only choose copies."""
     plain = "/".join("*" if not isinstance(s, str) else s for s in node.path)
@@ -139,15 +167,24 @@ def _is_one(node: Site, found: Mapping[str, Any]) -> bool:
     )
 
 
-def _nodes(tree: Any) -> Iterator[Deferred]:
-    """Every expression in a pytree, those inside of others too."""
-    for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, Deferred)):
+def _nodes(tree: Any, *, runs: bool = True) -> Iterator[Deferred]:
+    """Every expression in a pytree, those inside of others too, of other runs or not."""
+    for leaf in jax.tree.leaves(tree, is_leaf=_is_deferred):
         if isinstance(leaf, Deferred):
             yield leaf
             if isinstance(leaf, Site):
                 yield from (s for s in leaf.path if isinstance(s, Deferred))
-            else:
-                yield from _nodes(list(leaf.parts))
+            elif runs or not isinstance(leaf, On):
+                yield from _nodes(list(leaf.parts), runs=runs)
+
+
+def _sites(tree: Any) -> list[Site]:
+    """The activations in a pytree of expressions, those of other runs left out."""
+    return [node for node in _nodes(tree, runs=False) if isinstance(node, Site)]
+
+
+def _is_deferred(x: Any) -> bool:
+    return isinstance(x, Deferred)
 
 
 # --- edits
@@ -182,7 +219,7 @@ def _part(edit: Edit, part: Any, env: _Env, at: Mapping[str, Any], place: Place)
         return _fitted(edit, op.function(part, *rest, **kwargs), part)
     operand = env.value(edit.value)
     if edit.verb == "copy":  # one for each copy, along its leading axes
-        chosen = tuple(i if isinstance(i, int) else at[i] for i in place.copies)
+        chosen = sum((_along(axis, env, at) for axis in place.axes), ())
 
         def plus(here: Any, each: Any) -> Any:
             return here + each[chosen]
@@ -197,7 +234,8 @@ def _part(edit: Edit, part: Any, env: _Env, at: Mapping[str, Any], place: Place)
         return part * _fitted(edit, number, part)
     if edit.verb == "rotate":
         return _fitted(edit, part @ number, part)
-    unit = _fitted(edit, number / jnp.sqrt(jnp.sum(jnp.square(number))), part)
+    long = jnp.sqrt(jnp.sum(jnp.square(number), -1, keepdims=True))
+    unit = _fitted(edit, number / jnp.broadcast_to(long, number.shape), part)
     along = jnp.sum(part * unit, -1, keepdims=True)
     return part - jnp.broadcast_to(along, part.shape) * unit
 
@@ -228,6 +266,7 @@ def _put(value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]) -> 
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value)
         return {**items, first: _put(items[first], tuple(rest), change)}
+    _check_index(value, first)
     return value.at[first].set(_put(value[first], tuple(rest), change))
 
 
@@ -284,10 +323,7 @@ class Compiled:
         runs = {node.run: None for node in nodes if isinstance(node, On)}
         names = {node.name: None for node in nodes if isinstance(node, Arg)}
         self.arguments = (*names, *runs)
-        inside = {
-            id(s) for n in nodes if isinstance(n, On) for s in _nodes(n.expression)
-        }
-        here = [n for n in nodes if isinstance(n, Site) and id(n) not in inside]
+        here = _sites([tree, *(list(edit) for edit in edits)])
         targets = [cast(Site, cast(Any, base(edit.target))[0]) for edit in edits]
         self._main = _Plan(self.model, _reads(here, targets, edits), edits)
         self._runs = {
@@ -297,8 +333,7 @@ class Compiled:
                     site
                     for node in nodes
                     if isinstance(node, On) and node.run == run
-                    for site in _nodes(node.expression)
-                    if isinstance(site, Site)
+                    for site in _sites(node.expression)
                 ],
                 (),
             )
@@ -337,6 +372,7 @@ class Compiled:
         env = _Env(arguments)
         for run, plan in self._runs.items():
             env.runs[run] = _Env(arguments)
+            env.runs[run].runs = env.runs
             plan.run(params, state, arguments[run], key, train, env.runs[run])
         self._main.run(params, state, x, key, train, env)
         return env.value(self.tree)
@@ -482,10 +518,22 @@ def _same(value: Any) -> Any:
 
 def _holds_at(condition: Condition, env: _Env, at: Mapping[str, Any]) -> Any:
     """Whether this copy is one of those chosen."""
-    copy = condition.copy if isinstance(condition.copy, int) else at[condition.copy]
-    chosen: Any = env.value(condition.chosen)
-    numbers = jnp.atleast_1d(jnp.asarray(chosen, jnp.int32))
-    return jnp.any(numbers == jnp.asarray(copy, jnp.int32))
+    numbers = jnp.atleast_1d(_numbers(condition.step, env.value(condition.chosen)))
+    return jnp.any(numbers == _copy(condition, at))
+
+
+def _along(axis: Condition, env: _Env, at: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where this copy is along the axis of the chosen ones; one alone has no axis."""
+    if axis.chosen is None:
+        return (_copy(axis, at),)
+    numbers = _numbers(axis.step, env.value(axis.chosen))
+    return (jnp.argmax(numbers == _copy(axis, at)),) if numbers.ndim else ()
+
+
+def _copy(condition: Condition, at: Mapping[str, Any]) -> Any:
+    """The number of this copy."""
+    copy = condition.copy
+    return jnp.asarray(copy if isinstance(copy, int) else at[copy], jnp.int32)
 
 
 def _zeros(spec: Any) -> Any:
@@ -516,6 +564,7 @@ def value_and_grads(
     Raises:
         PathError: a path means no activation.
         ValueError: an activation does not matter to the expression.
+        TypeError: `wrt` has something else than activations, or slices of them.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -529,9 +578,14 @@ def value_and_grads(
     sites, structure = cast(
         Any, jax.tree.flatten(wrt, is_leaf=lambda x: isinstance(x, Deferred))
     )
-    read = compile(
-        list(sites), edits, model or _model_of(list(_nodes(expression)), model)
-    )
+    for site in sites:
+        if not isinstance(site, Deferred) or base(site) is None:
+            raise TypeError(
+                "value_and_grads: wrt must be activations, or slices of them, got "
+                f"{site!r}."
+            )
+    edits = list(edits)
+    read = compile([expression, *sites], edits, model)
     names = [f"wrt {i}" for i in range(len(sites))]
     added = [
         Edit(site, "copy", Arg(name)) for site, name in zip(sites, names, strict=True)
@@ -539,10 +593,8 @@ def value_and_grads(
     with_added = compile(expression, [*edits, *added], read.model)
 
     def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
-        own = {k: v for k, v in arguments.items() if k in ("key", "train")}
-        own |= {k: v for k, v in arguments.items() if k in read.arguments}
-        shapes = jax.eval_shape(lambda: read(params, state, x, **own))
-        zeros = jax.tree.map(_zeros, shapes)
+        shapes = jax.eval_shape(lambda: read(params, state, x, **arguments))
+        zeros = jax.tree.map(_zeros, shapes[1:])
 
         def loss(zeros: Any) -> Any:
             extra = dict(zip(names, zeros, strict=True))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from axonlike.combinators.lifted import ensemble, repeat
 from axonlike.errors import PathError
@@ -106,23 +108,40 @@ def _starred(path: tuple[Any, ...], copies: Mapping[str, Copies]) -> Target | No
 def _chooses(step: Any) -> bool:
     if not isinstance(step, str):
         return True
-    return step == "*" or all(
-        end == "" or end.removeprefix("-").isdigit() for end in step.split(":")
-    )
+    ends = step.split(":")
+    numbers = all(end == "" or end.removeprefix("-").isdigit() for end in ends)
+    return step == "*" or (step != "" and numbers)
 
 
 def _choice(step: Any, star: str, copies: Copies) -> Any:
-    """An int within range, a slice, an expression, or None for all."""
-    if not isinstance(step, str) or step == "*":
-        return None if step == "*" else step
-    if ":" in step:
-        return slice(*(int(end) if end else None for end in step.split(":")))
-    number = int(step)
-    if not -copies.number <= number < copies.number:
-        raise PathError(
-            "activation", f"{star[:-1]}{step}", (), f"There are {copies.number} copies."
-        )
-    return number % copies.number
+    """An int within range, a slice of some, an expression, or None for all."""
+    if isinstance(step, str):
+        if step == "*":
+            return None
+        ends = [int(end) if end else None for end in step.split(":")]
+        chosen: Any = slice(*ends[:3]) if len(ends) > 1 else ends[0]
+        wrong = len(ends) > 3
+    else:
+        chosen, wrong = step, False
+    if isinstance(chosen, slice):
+        part = cast(Any, chosen)
+        if wrong or part.step == 0 or not range(copies.number)[part]:
+            raise _not_there(star, step, copies.number)
+    elif isinstance(chosen, (int, np.integer)):
+        return within(int(cast(Any, chosen)), copies.number, star)
+    return cast(Any, chosen)
+
+
+def within(copy: int, number: int, star: str) -> int:
+    """The number of a copy from 0 on; an error where there is none."""
+    if not -number <= copy < number:
+        raise _not_there(star, copy, number)
+    return copy % number
+
+
+def _not_there(star: str, step: Any, number: int) -> PathError:
+    text = f"{star[:-1]}{step}"
+    return PathError("activation", text, (), f"There are {number} copies.")
 
 
 def _may_emit(model: Layer, path: str) -> bool:
@@ -144,6 +163,7 @@ class Condition(NamedTuple):
 
     copy: Any  # an int, or the site with `*` by which a frame knows its copy
     chosen: Any
+    step: Step
 
 
 class Place(NamedTuple):
@@ -151,8 +171,8 @@ class Place(NamedTuple):
 
     site: str
     conditions: tuple[Condition, ...]
-    copies: tuple[Any, ...]
-    """Which copy this is at each step that means several: an int, or a site as above."""
+    axes: tuple[Condition, ...]
+    """Which copy this is at each step that may mean several, and which those are."""
 
 
 Points = dict[str, set[int]]
@@ -227,6 +247,7 @@ def _with(place: Place, step: Step, copy: Any) -> Place:
     chosen = step.chosen
     if isinstance(chosen, slice):
         chosen = tuple(range(step.copies.number)[chosen])
-    more = () if static or chosen is None else (Condition(copy, chosen),)
-    copies = place.copies if isinstance(step.chosen, int) else (*place.copies, copy)
-    return place._replace(conditions=(*place.conditions, *more), copies=copies)
+    here = Condition(copy, chosen, step)
+    more = () if static or chosen is None else (here,)
+    axes = place.axes if isinstance(chosen, int) else (*place.axes, here)
+    return place._replace(conditions=(*place.conditions, *more), axes=axes)

@@ -3,6 +3,7 @@
 import gc
 import operator
 import weakref
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 import axonlike as al
+from axonlike.sites import Copies
 
 KEY = jax.random.key(0)
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8)), jnp.float32)
@@ -490,6 +492,59 @@ def test_a_sweep_is_one_vmap():
             close(grid[k, j], single)
 
 
+def test_one_activation_in_two_runs():
+    model = stack()
+    params, state = made(model)
+    t = model["blocks/2/mlp"]
+    runs = {"other": -X}
+    difference = al.compile(t - al.on("other", t))(params, state, X, **runs)
+    other = t.evaluate(params, state, -X)
+    close(difference, t.evaluate(params, state, X) - other)
+    patched = al.compile(t, edits=[t.set(al.on("other", t))])
+    close(patched(params, state, X, **runs), other)
+    nested = al.compile(al.on("first", al.on("other", t)))
+    close(nested(params, state, X, first=X, **runs), other)
+
+
+def test_copies_counted_from_the_end():
+    for stacked in (True, False):
+        model = stack(stacked=stacked)
+        params, state = made(model)
+        every = model["blocks/*/mlp"].evaluate(params, state, X)
+        k = al.index("k")
+        close(model["blocks", -2, "mlp"].evaluate(params, state, X), every[4])
+        close(model["blocks", k, "mlp"].evaluate(params, state, X, k=-2), every[4])
+        edit, late = (model["blocks", i, "mlp"].scale(0.0) for i in (4, k))
+        wanted = al.compile(model["output"], edits=[edit])(params, state, X)
+        found = al.compile(model["output"], edits=[late])(params, state, X, k=-2)
+        close(found, wanted)
+        with pytest.raises(al.PathError, match="There are 6 copies"):
+            al.compile(model["output"], edits=[late])(params, state, X, k=6)
+
+
+def test_any_pytree_of_expressions():
+    model = stack(1)
+    params, state = made(model)
+    tree = OrderedDict(b=Copies(model["inp"].sum(), "scan"), a=None)
+    found = al.compile(tree)(params, state, X)
+    assert type(found) is OrderedDict
+    assert type(found["b"]) is Copies
+    close(found["b"].number, model["inp"].sum().evaluate(params, state, X))
+
+
+def test_a_direction_of_each_example_is_projected_out():
+    model = stack(1)
+    params, state = made(model)
+    value = model["inp"].evaluate(params, state, X)
+    along = model["inp"].project_out(X)
+    left = al.compile(model["inp"], edits=[along])(params, state, X)
+    close((left * X).sum(-1), jnp.zeros(2), atol=1e-5)
+    for i in range(2):
+        one = al.compile(model["inp"], edits=[model["inp"].project_out(X[i])])
+        close(left[i], one(params, state, X)[i])
+    assert not jnp.allclose(left, value)
+
+
 # --- gradients of activations
 
 
@@ -515,6 +570,37 @@ def test_gradients_of_activations(stacked):
 
     own = model["blocks/5/mlp"].evaluate(params, state, X)
     close(grads["all"][5], jax.grad(suffix)(own), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_gradients_of_some_copies(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+
+    def grad(*path, **arguments):
+        function = al.value_and_grads(model["output"].sum(), wrt=model[path])
+        return function(params, state, X, **arguments)[1]
+
+    every = grad("blocks/*/mlp")
+    close(grad("blocks/1:3/mlp"), every[1:3])
+    close(grad("blocks/-2:/mlp"), every[-2:])
+    close(grad("blocks/::-2/mlp"), every[::-2])
+    late = ("blocks", al.index("k"), "mlp")
+    for k in (0, 3, -1):
+        close(grad(*late, k=k), every[k])
+    close(grad(*late, k=jnp.array([4, 1])), every[jnp.array([4, 1])])
+
+
+def test_gradients_under_edits():
+    model = stack(1)
+    params, state = made(model)
+    inp, head = model["inp"], model["head"]
+    plain = al.value_and_grads(head.sum(), wrt=inp)(params, state, X)
+    edits = (edit for edit in [head.scale(2.0)])
+    later = al.value_and_grads(head.sum(), wrt=inp, edits=edits)(params, state, X)
+    jax.tree.map(lambda a, b: close(2 * a, b), plain, later)
+    with pytest.raises(TypeError, match="wrt must be activations"):
+        al.value_and_grads(head.sum(), wrt=[inp * 2])
 
 
 def test_all_gradients_come_from_one_backward_pass():
@@ -562,6 +648,11 @@ def test_direct_paths_add_up_in_a_linear_net():
         ("blocks/3/mpl", "Nearest: 'blocks/*/mlp'"),
         ("blocks/6/mlp", "There are 6 copies"),
         ("blocks/-7/mlp", "There are 6 copies"),
+        ("blocks/4:2/mlp", "There are 6 copies"),
+        ("blocks/6:/mlp", "There are 6 copies"),
+        ("blocks/::0/mlp", "There are 6 copies"),
+        ("blocks/1:2:3:4/mlp", "There are 6 copies"),
+        ("blocks//mlp", "Nearest: 'blocks/*/mlp'"),
         ("nothing*", "nothing is called"),
         ("inp/*/dense", "nothing is called"),
     ],
@@ -570,6 +661,18 @@ def test_a_site_that_is_not_there_is_an_error_at_once(path, text):
     with pytest.raises(al.PathError) as caught:
         stack()[path]
     assert text in str(caught.value)
+
+
+def test_a_number_out_of_range_is_an_error():
+    model = stack(1)
+    params, state = made(model)
+    with pytest.raises(al.PathError, match="There are 1 copies"):
+        model["blocks", 1, "mlp"]
+    with pytest.raises(IndexError, match="index 8 is out of bounds"):
+        model["inp", ..., 8].evaluate(params, state, X)
+    edit = model["inp"][:, -9].set(0.0)
+    with pytest.raises(IndexError, match="index -9 is out of bounds"):
+        al.compile(model["output"], edits=[edit])(params, state, X)
 
 
 def test_an_edit_that_cannot_matter_is_an_error():
