@@ -143,6 +143,15 @@ def test_a_large_mean_loses_no_digits(kind):
     close(y, _formula(kind, x, params))
 
 
+@pytest.mark.parametrize("number", [3e7, 1e8, 1e12, 1e20])
+def test_large_numbers_that_are_all_equal_are_not_spread(number):
+    x = number * (1 + np.random.default_rng(0).random((4, 1)))
+    x = jnp.asarray(np.broadcast_to(x, (4, 100)), jnp.float32)
+    layer = al.layer_norm(use_bias=False, use_scale=False)
+    rounding = np.finfo(np.float32).eps * np.max(x) / 1e-3  # of a mean, over epsilon
+    assert np.all(np.abs(layer.predict({}, {}, x)) <= rounding)
+
+
 def test_one_huge_number_loses_no_digits():
     x = normal(0, 4, 4096)
     x[:, 0] = 1e4

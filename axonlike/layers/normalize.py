@@ -74,6 +74,8 @@ def _standard(
     x = x - first
     rest = mean(x, mask, over)  # a mean of 1000 is exact to 3e-5 only: what it missed
     var = mean(jnp.square(x), mask, over) - jnp.square(rest)
+    below = var < 0  # by rounding, where large numbers are all equal
+    var = jnp.where(below, jnp.zeros((), var.dtype), var)
     factor = lax.rsqrt(var + epsilon)
     return (x - rest) * factor, factor, first + rest, var
 
