@@ -245,7 +245,11 @@ ERRORS = {
     ),
     "dims": (
         lambda: al.dropout(0.5, broadcast_dims=(1.0,)),
-        "dropout: broadcast_dims must be ints, got (1.0,).",
+        "dropout: broadcast_dims must be a tuple of ints, got (1.0,).",
+    ),
+    "one dim": (
+        lambda: al.dropout(0.5, broadcast_dims=1),
+        "dropout: broadcast_dims must be a tuple of ints, got 1.",
     ),
     "axes": (
         lambda: al.dropout(0.5, broadcast_dims=(2,)).output_spec((3, 4)),

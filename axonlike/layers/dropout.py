@@ -59,11 +59,12 @@ def dropout(
         Recurrent Neural Networks", NeurIPS 2016 (one draw for all times).
     """
     rate = rate_of("dropout", rate)
-    shared = tuple(broadcast_dims)
-    if not all(map(is_int, shared)):
+    many = isinstance(broadcast_dims, (tuple, list))
+    if not many or not all(map(is_int, broadcast_dims)):
         raise ValueError(
-            f"dropout: broadcast_dims must be ints, got {broadcast_dims!r}."
+            f"dropout: broadcast_dims must be a tuple of ints, got {broadcast_dims!r}."
         )
+    shared = tuple(broadcast_dims)
 
     def check(x: Any) -> None:
         if any(not -x.ndim <= axis < x.ndim for axis in shared):
