@@ -226,6 +226,23 @@ def test_conv_is_the_formula_and_its_gradients_are_those_of_torch(name):
         close(gradient, theirs[param])
 
 
+@pytest.mark.parametrize("options", [{}, {"input_dilation": 3}, {"kernel_dilation": 2}])
+def test_strides_over_unknown_sizes_export_with_their_gradients(options):
+    layer = al.conv(2, 3, strides=2, **options)
+    spec = al.spec("b n 2")
+    params = drawn(layer.init(KEY, spec)[0])
+
+    def loss(params, x):
+        return jnp.sum(jnp.sin(layer.predict(params, {}, x)))
+
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    struct = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    call = jax.export.export(step)(params, struct).call
+    for size in (7, 8):
+        x = normal(4, 3, size, 2)
+        jax.tree.map(close, call(params, x), step(params, x))
+
+
 def test_same_padding_of_unknown_sizes_keeps_them():
     spec = al.conv(8, 3).output_spec(al.spec("b h w 2"))
     assert str(spec.shape) == "(b, h, w, 8)"
@@ -413,6 +430,11 @@ BAD_OPTIONS = {
         {"strides": (1, 1, 1)},
         "conv: strides must have as many items as kernel_size (3, 3), got (1, 1, 1).",
     ),
+    "agreement of others": (
+        (8, 3),
+        {"strides": (1, 2), "kernel_dilation": (1,)},
+        "conv: kernel_dilation must have as many items as strides (1, 2), got (1,).",
+    ),
     "padding": (
         (8, 3),
         {"padding": "same"},
@@ -448,7 +470,13 @@ BAD_INPUTS = {
         al.conv(8, (3, 3)),
         (4, 28, 28),
         "conv: expected (batch, n, n, channels), got float32[4, 28, 28]. "
-        "The window (3, 3) slides over 2 spatial axes.",
+        "Option (3, 3) is for 2 spatial axes.",
+    ),
+    "rank of strides": (
+        al.conv(8, 3, strides=(2, 2)),
+        (4, 28, 28),
+        "conv: expected (batch, n, n, channels), got float32[4, 28, 28]. "
+        "Option (2, 2) is for 2 spatial axes.",
     ),
     "rank of an int": (
         al.conv(8, 3),

@@ -326,13 +326,25 @@ BAD_INPUTS = {
         al.conv_transpose(8, (3, 3)),
         (4, 28, 28),
         "expected (batch, n, n, channels), got float32[4, 28, 28]. "
-        "The window (3, 3) slides over 2 spatial axes.",
+        "Option (3, 3) is for 2 spatial axes.",
     ),
     "groups": (
         al.conv_transpose(8, 3, feature_group_count=4),
         (1, 8, 8, 6),
         "expected (batch, *spatial, channels) with channels a multiple of 4, got "
         "float32[1, 8, 8, 6]. Choose a feature_group_count that divides them.",
+    ),
+    "no positions": (
+        al.conv_transpose(8, 3, strides=2, padding="VALID"),
+        (1, 0, 2),
+        "expected spatial axes of at least 1, got float32[1, 0, 2]. "
+        "There is nothing to slide over.",
+    ),
+    "nothing to wrap": (
+        al.conv_transpose(8, 3, padding="CIRCULAR"),
+        (1, 0, 2),
+        "expected spatial axes of at least 1, got float32[1, 0, 2]. "
+        "There is nothing to slide over.",
     ),
     "window": (
         al.conv_transpose(8, 5, padding=0),

@@ -308,8 +308,8 @@ BAD_INPUTS = {
     "rank": (
         al.resize((3, 3)),
         (2, 4, 3),
-        "resize: expected (batch, n, n, channels), got float32[2, 4, 3]. The window "
-        "(3, 3) slides over 2 spatial axes.",
+        "resize: expected (batch, n, n, channels), got float32[2, 4, 3]. Option "
+        "(3, 3) is for 2 spatial axes.",
     ),
     "nothing left": (
         al.resize(scale=0.2),

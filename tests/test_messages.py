@@ -335,7 +335,7 @@ def spec_that_cannot_be_read(go):
 
 @mistake(
     """
-ShapeError: conv: expected (batch, n, n, channels), got float32[b, 28, 28]. The window (3, 3) slides over 2 spatial axes.
+ShapeError: conv: expected (batch, n, n, channels), got float32[b, 28, 28]. Option (3, 3) is for 2 spatial axes.
   in stem/conv: conv(features=8, kernel_size=(3, 3)) on float32[b, 28, 28]  ({here})
   trail: input float32[b, 28, 28] -> conv ✗
 """

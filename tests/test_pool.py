@@ -246,10 +246,18 @@ ERRORS = {
         "max_pool: padding must be one of SAME, VALID, an int from 0 on, or for each "
         "spatial axis such an int or a pair (low, high), got 'CAUSAL'.",
     ),
+    "strides of a blur": (
+        lambda: al.blur_pool(3, 0),
+        "blur_pool: strides must be a positive int or one for each spatial axis, got 0.",
+    ),
+    "agreement of a blur": (
+        lambda: al.blur_pool(3, (2, 2), (1,)),
+        "blur_pool: padding must have as many items as strides (2, 2), got (1,).",
+    ),
     "rank": (
         lambda: al.max_pool((2, 2)).output_spec((None, 8, 3)),
-        "max_pool: expected (batch, n, n, channels), got float32[_0, 8, 3]. The window "
-        "(2, 2) slides over 2 spatial axes.",
+        "max_pool: expected (batch, n, n, channels), got float32[_0, 8, 3]. Option "
+        "(2, 2) is for 2 spatial axes.",
     ),
     "size": (
         lambda: al.avg_pool(9).output_spec((None, 8, 8, 3)),
@@ -265,8 +273,8 @@ ERRORS = {
     ),
     "no positions": (
         lambda: al.global_max_pool().output_spec((2, 0, 3)),
-        "global_max_pool: expected spatial axes of at least 1 after padding, got "
-        "float32[2, 0, 3]. Use a smaller window, or padding='SAME'.",
+        "global_max_pool: expected spatial axes of at least 1, got float32[2, 0, 3]. "
+        "There is nothing to slide over.",
     ),
     "global rank": (
         lambda: al.global_avg_pool().output_spec((2, 3)),
@@ -276,6 +284,16 @@ ERRORS = {
         "missing.",
     ),
 }
+
+
+def test_means_in_float64_lose_no_digits_to_their_counts():
+    x = np.arange(5.0).reshape(1, 5, 1) / 7
+    with jax.enable_x64(True):
+        y = al.avg_pool(3, 2, 1, count_include_pad=False).predict(
+            {}, {}, jnp.asarray(x)
+        )
+    means = [x[0, :2].mean(), x[0, 1:4].mean(), x[0, 3:].mean()]
+    np.testing.assert_allclose(y[0, :, 0], means, rtol=1e-15)
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))

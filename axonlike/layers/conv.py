@@ -99,7 +99,7 @@ def conv(
     """
     groups = feature_group_count
     positive("conv", features=features, feature_group_count=groups)
-    check_windows(
+    ranked = check_windows(
         "conv",
         kernel_size,
         PADDINGS,
@@ -115,7 +115,7 @@ def conv(
         )
 
     def init(key: Key, x: Any) -> Params:
-        check_spatial("conv", x, kernel_size)
+        check_spatial("conv", x, ranked)
         some("conv", x)
         shape = kernel_shape("conv", x, kernel_size, groups, features)
         if mask is not None and jnp.shape(mask) != shape:
@@ -131,7 +131,7 @@ def conv(
         )
 
     def apply(params: Params, x: Any) -> Array:
-        check_spatial("conv", x, kernel_size)
+        check_spatial("conv", x, ranked)
         kernel = to_dtype(params["kernel"], x.dtype)
         last_axis("conv", x, kernel.shape[-2] * groups)
         if mask is not None:

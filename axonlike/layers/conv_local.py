@@ -87,7 +87,7 @@ def conv_local(
     """
     kind = "conv_local"
     positive(kind, features=features)
-    check_windows(
+    ranked = check_windows(
         kind,
         kernel_size,
         PADDINGS,
@@ -99,7 +99,7 @@ def conv_local(
 
     def geometry(x: Any) -> tuple[Any, tuple[int, ...], Geometry]:
         """The input padded by its values, the kernel's sizes, and where windows lie."""
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         sizes, steps, holes, dilation = (
             axes_of(option, x.ndim - 2)
             for option in (kernel_size, strides, input_dilation, kernel_dilation)
@@ -116,7 +116,7 @@ def conv_local(
         return jnp.stack([under for _, under in under_taps(x, sizes, where)], -2)
 
     def init(key: Key, x: Any) -> Params:
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         some(kind, x)
         positions = jax.eval_shape(patches, x).shape[1:-2]
         shape = (*axes_of(kernel_size, x.ndim - 2), x.shape[-1], features)

@@ -85,7 +85,7 @@ def conv_lstm_cell(
         Precipitation Nowcasting", NIPS 2015.
     """
     positive("conv_lstm_cell", features=features)
-    check_windows(
+    ranked = check_windows(
         "conv_lstm_cell", kernel_size, _PADDINGS, strides=strides, padding=padding
     )
     inits = gate_inits(kernel_init, recurrent_kernel_init, bias_init, use_bias=use_bias)
@@ -136,7 +136,7 @@ def conv_lstm_cell(
         return jnp.reshape(y, (*x.shape[:lead], *y.shape[1:]))
 
     def _check(x: Any) -> None:
-        check_spatial("conv_lstm_cell", x, kernel_size)
+        check_spatial("conv_lstm_cell", x, ranked)
 
     return Cell(init, apply, initial_carry, project, recur)
 

@@ -22,6 +22,7 @@ from axonlike.layers.windows import (
     Pads,
     Sizes,
     axes_of,
+    check_some,
     check_spatial,
     check_windows,
     extent_of,
@@ -113,7 +114,7 @@ def conv_transpose(
     """
     kind, groups = "conv_transpose", feature_group_count
     positive(kind, features=features, feature_group_count=groups)
-    check_windows(
+    ranked = check_windows(
         kind,
         kernel_size,
         ("SAME", "VALID", "CIRCULAR"),
@@ -128,7 +129,7 @@ def conv_transpose(
         )
 
     def init(key: Key, x: Any) -> Params:
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         some(kind, x)
         params = affine_params(
             key,
@@ -147,7 +148,7 @@ def conv_transpose(
         return params
 
     def apply(params: Params, x: Any) -> Array:
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         kernel = to_dtype(params["kernel"], x.dtype)
         if mask is not None:
             kernel = kernel * jnp.asarray(mask).astype(x.dtype)
@@ -159,6 +160,7 @@ def conv_transpose(
         extent = extent_of(kernel.shape[:-2], dilation)
         pads = _pads(padding, extent, steps)
         if padding == "CIRCULAR":
+            check_some(kind, x)
             x, pads = _wrapped(x, extent, steps, transpose_kernel)
         ones, sizes = (1,) * len(steps), extent_of(x.shape[1:-1], steps)
         pads = pads_of(kind, x, pads, extent, ones, sizes)

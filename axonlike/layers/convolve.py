@@ -91,7 +91,9 @@ def correlate(
             precision=precision,
         )
     if any(map(is_unknown, (n for pair in pads for n in pair))):
-        return by_xla(x, kernel, geometry, padding)  # which takes only the name
+        none = ((0, 0),) * ndim  # XLA's convolution takes known padding only
+        alone = geometry._replace(pads=none, input_dilation=(1,) * ndim)
+        return by_xla(_zero_padded(x, geometry), kernel, alone)
     return convolve(x, kernel, geometry)
 
 
@@ -114,13 +116,13 @@ def _by_xla_at(geometry: Geometry, x: Any, kernel: Any) -> Array:
     return by_xla(x, kernel, geometry)
 
 
-def by_xla(x: Any, kernel: Any, geometry: Geometry, padding: Any = None) -> Array:
-    """The convolution as XLA has it; `padding` may be a name."""
+def by_xla(x: Any, kernel: Any, geometry: Geometry) -> Array:
+    """The convolution as XLA has it."""
     return lax.conv_general_dilated(
         x,
         kernel,
         geometry.strides,
-        geometry.pads if padding is None else padding,
+        geometry.pads,
         lhs_dilation=geometry.input_dilation,
         rhs_dilation=geometry.kernel_dilation,
         dimension_numbers=layout(x.ndim - 2),

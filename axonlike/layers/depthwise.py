@@ -80,7 +80,7 @@ def depthwise_conv(
     """
     kind = "depthwise_conv"
     positive(kind, channel_multiplier=channel_multiplier)
-    check_windows(
+    ranked = check_windows(
         kind,
         kernel_size,
         PADDINGS,
@@ -90,7 +90,7 @@ def depthwise_conv(
     )
 
     def init(key: Key, x: Any) -> Params:
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         some(kind, x)
         channels = x.shape[-1]
         shape = (
@@ -108,7 +108,7 @@ def depthwise_conv(
         )
 
     def apply(params: Params, x: Any) -> Array:
-        check_spatial(kind, x, kernel_size)
+        check_spatial(kind, x, ranked)
         kernel = to_dtype(params["kernel"], x.dtype)
         last_axis(kind, x, kernel.shape[-1] // channel_multiplier)
         y = correlate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from math import comb, prod
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -31,6 +31,9 @@ from axonlike.layers.windows import (
     Padding,
     Sizes,
     axes_of,
+    check_agree,
+    check_padding,
+    check_sizes,
     check_spatial,
     extended,
     pads_of,
@@ -213,7 +216,7 @@ def avg_pool(
         if all(one in (0, (0, 0)) for one in added):
             return (total * (1 / prod(w.size for w in windows))).astype(x.dtype)
         count = counts_of(x, windows, padding=count_include_pad)
-        share = (1 / jnp.maximum(count, 1.0)).astype(total.dtype)
+        share = 1 / jnp.maximum(count, 1.0).astype(total.dtype)
         return (total * jnp.broadcast_to(share, total.shape)).astype(x.dtype)
 
     return None, apply
@@ -319,10 +322,13 @@ def blur_pool(
     """
     positive("blur_pool", size=size)
     names = tuple(name for name in PADDINGS if name != "CAUSAL")
-    steps = steps_of("blur_pool", strides, strides, padding, names=names)
+    check_sizes("blur_pool", strides=strides)
+    check_padding("blur_pool", padding, names)
+    ranked = check_agree("blur_pool", strides=strides, padding=padding)
 
     def apply(params: Params, x: Any) -> Array:
-        y, windows = _blurred(x, size, steps, padding)
+        check_spatial("blur_pool", x, ranked)
+        y, windows = _blurred(x, size, strides, padding)
         for axis in range(len(windows), 0, -1):
             items = taps(y, axis, windows[axis - 1], 0)
             scales = [comb(size - 1, i) / 2 ** (size - 1) for i in range(size)]
@@ -337,8 +343,6 @@ def _blurred(
     x: Any, size: int, strides: Sizes, padding: Padding
 ) -> tuple[Any, list[Window]]:
     """The wide input, padded with its own values, and the windows over it."""
-    many = [one for one in (strides, padding) if isinstance(one, (tuple, list))]
-    check_spatial("blur_pool", x, cast(Any, many[0]) if many else 1)
     sizes, steps = (size,) * (x.ndim - 2), axes_of(strides, x.ndim - 2)
     pads = pads_of("blur_pool", x, padding, sizes, steps)
     y, pads = extended(x.astype(wide(x.dtype)), padding, pads)

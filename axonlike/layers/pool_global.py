@@ -13,7 +13,7 @@ from axonlike.errors import ShapeError
 from axonlike.layer import layer
 from axonlike.layers.checks import array, wide
 from axonlike.layers.pooled import lowest, norm_of, powers, root
-from axonlike.layers.windows import check_spatial, pads_of
+from axonlike.layers.windows import check_some, check_spatial
 from axonlike.spec import show
 from axonlike.types import Array, Params
 
@@ -147,8 +147,7 @@ def _checked(kind: str, x: Any, mask: Any, *, floating: bool = True) -> tuple[An
         items = cast("Sequence[Any]", x)
         x, mask = items if len(items) == 2 else (items, None)
     check_spatial(kind, x, 1, floating=floating)
-    ones = (1,) * (x.ndim - 2)
-    pads_of(kind, x, "VALID", ones, ones)
+    check_some(kind, x)
     if mask is None:
         return x, None
     array(kind, mask, "mask", floating=False)

@@ -66,16 +66,14 @@ def steps_of(
     strides: Sizes | None,
     padding: Padding,
     window_dilation: Sizes = 1,
-    names: tuple[str, ...] = ("SAME", "VALID"),
 ) -> Sizes:
     """The strides, every option having been checked."""
     steps = window if strides is None else strides
     check_sizes(kind, window=window, strides=steps, window_dilation=window_dilation)
-    check_padding(kind, padding, names)
+    check_padding(kind, padding, ("SAME", "VALID"))
     check_agree(
         kind,
-        "window",
-        window,
+        window=window,
         strides=steps,
         padding=padding,
         window_dilation=window_dilation,

@@ -30,19 +30,18 @@ def axes_of(value: Sizes, ndim: int) -> tuple[int, ...]:
     return (cast(int, value),) * ndim
 
 
-def check_agree(kind: str, first: str, count: Sizes, **others: Any) -> None:
-    """Refuses options that name different numbers of spatial axes."""
-    if not isinstance(count, (tuple, list)):
-        return
-    ndim = len(cast("Sequence[int]", count))
-    for name, value in others.items():
-        if isinstance(value, (tuple, list)):
-            found = len(cast("Sequence[Any]", value))
-            if found != ndim:
-                raise ValueError(
-                    f"{kind}: {name} must have as many items as {first} {count!r}, "
-                    f"got {value!r}."
-                )
+def check_agree(kind: str, **options: Any) -> Sizes:
+    """An option for each spatial axis, or 1; refuses others for another number of them."""
+    many: dict[str, Any] = {}
+    many |= {k: v for k, v in options.items() if isinstance(v, (tuple, list))}
+    first = next(iter(many), "")
+    for name, value in many.items():
+        if len(value) != len(many[first]):
+            raise ValueError(
+                f"{kind}: {name} must have as many items as {first} {many[first]!r}, "
+                f"got {value!r}."
+            )
+    return many.get(first, 1)
 
 
 def check_padding(kind: str, padding: Padding, names: tuple[str, ...]) -> None:
@@ -75,13 +74,17 @@ def check_sizes(kind: str, **options: Any) -> None:
 
 def check_windows(
     kind: str, kernel_size: Sizes, names: tuple[str, ...], **options: Any
-) -> None:
-    """Refuses windows that are none: sizes, names of paddings, numbers of axes."""
+) -> Sizes:
+    """Refuses windows that are none: sizes, names of paddings, numbers of axes.
+
+    Returns an option that tells the number of axes, for `check_spatial`.
+    """
     padding = options["padding"]
     sizes = {name: value for name, value in options.items() if name != "padding"}
     check_sizes(kind, kernel_size=kernel_size, **sizes)
     check_padding(kind, padding, names)
-    check_agree(kind, "kernel_size", kernel_size, **options)
+    check_agree(kind, kernel_size=kernel_size, **options)  # pairs_of tells of padding
+    return check_agree(kind, kernel_size=kernel_size, **sizes)
 
 
 def kernel_shape(
@@ -114,7 +117,7 @@ def check_rank(kind: str, x: Any, sizes: Sizes, *, floating: bool = True) -> Non
     if isinstance(sizes, (tuple, list)):
         count = len(cast("Sequence[int]", sizes))
         expected = f"(batch, {'n, ' * count}channels)"
-        hint = f"The window {tuple(sizes)} slides over {_axes(count)}."
+        hint = f"Option {tuple(sizes)} is for {_axes(count)}."
         exactly(kind, x, count + 2, expected, hint, floating=floating)
         return
     expected = "(batch, *spatial, channels) with 1 to 3 spatial axes"
@@ -144,11 +147,10 @@ def pads_of(
     """
     sizes = tuple(x.shape[1:-1]) if sizes is None else sizes
     pads = _pads(kind, x, padding, window, strides, sizes)
+    if padding != "VALID":
+        check_some(kind, x)
     for size, extent, (low, high) in zip(sizes, window, pads, strict=True):
         known = not any(map(is_unknown, (size, low, high)))
-        if known and size == 0 and padding != "VALID":
-            hint = "There is nothing to slide over."
-            raise ShapeError(kind, "spatial axes of at least 1", show(x), hint)
         if known and size + low + high < extent:
             raise ShapeError(
                 kind,
@@ -157,6 +159,13 @@ def pads_of(
                 "Use a smaller window, or padding='SAME'.",
             )
     return pads
+
+
+def check_some(kind: str, x: Any) -> None:
+    """Refuses an input without positions."""
+    if any(is_int(n) and n == 0 for n in x.shape[1:-1]):
+        hint = "There is nothing to slide over."
+        raise ShapeError(kind, "spatial axes of at least 1", show(x), hint)
 
 
 def extended(x: Any, padding: Padding, pads: Pads) -> tuple[Any, Pads]:
