@@ -131,6 +131,24 @@ def test_a_mask_reaches_the_layer_inside_a_wire_and_by_name():
     close(run(al.attention(2), params, (query, None, jnp.asarray(mask))), desired)
 
 
+def test_inputs_together_and_apart_are_one_call():
+    layer, x = al.attention(2), normal(0, 2, 3, 4)
+    mask = np.tril(np.ones((3, 3), bool))
+    params, state = layer.init(jax.random.key(0), x)
+    wanted = layer.predict(params, state, {"query": x, "mask": mask})
+
+    def called(first, **more):
+        model = al.wire(lambda sub, x: sub.attn(first, **more), attn=layer)
+        return model.predict({"attn": params}, state, x)
+
+    close(called({"query": x}, mask=mask), wanted)
+    close(called((x, None), mask=mask), wanted)
+    close(called((x, None, None), mask=mask), wanted)
+    for first in ({"query": x, "mask": mask}, (x, None, mask)):
+        with pytest.raises(al.ShapeError, match="expected mask once"):
+            called(first, mask=mask)
+
+
 def test_a_query_that_may_attend_to_nothing_gets_the_mean_and_no_nan():
     x, mask = normal(0, 1, 3, 4), jnp.zeros((3, 3), bool)
     layer = al.attention(2)

@@ -103,7 +103,7 @@ def _unpacked(found: Inputs) -> Inputs:
         if "query" not in named or named.keys() - {"query", *_REST}:
             expected = f"a dict with 'query', and any of {', '.join(map(repr, _REST))}"
             raise ShapeError("attention", expected, show(query), "Rename its items.")
-        return Inputs(**named)
+        return _joined(found._replace(query=None), named)
     if isinstance(query, (tuple, list)):
         items = tuple(cast("list[Any]", query))
         if not 1 <= len(items) <= 3:
@@ -111,8 +111,18 @@ def _unpacked(found: Inputs) -> Inputs:
             hint = "Pass 1 to 3 inputs."
             raise ShapeError("attention", expected, show(query), hint)
         given = zip(("query", "keys_values", "mask"), items, strict=False)
-        return found._replace(**dict(given))
+        return _joined(found._replace(query=None), dict(given))
     return found
+
+
+def _joined(apart: Inputs, together: dict[str, Any]) -> Inputs:
+    """Inputs that came by themselves and those in one tuple or dict; none came twice."""
+    given = {name: x for name, x in together.items() if x is not None}
+    twice = [name for name in given if getattr(apart, name) is not None]
+    if twice:
+        hint = "It came in the first input and by itself."
+        raise ShapeError("attention", f"{twice[0]} once", show(together), hint)
+    return apart._replace(**given)
 
 
 def _check(found: Inputs) -> None:
