@@ -342,3 +342,10 @@ def test_statistics_over_devices_are_those_of_the_whole_batch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert made.stdout == "8 devices agree\n", made.stderr
+
+
+def test_a_mask_that_does_not_fit_is_refused_in_inference_too():
+    layer, x = al.batch_norm(), jnp.ones((2, 3))
+    params, state = layer.init(jax.random.key(0), x)
+    with pytest.raises(al.ShapeError, match="a bool mask of the first axes"):
+        layer.predict(params, state, (x, jnp.ones(7, bool)))

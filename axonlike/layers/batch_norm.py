@@ -123,8 +123,8 @@ def batch_norm(
         axes = axes_of("batch_norm", "axis", channels, x)
         affine = aligned("batch_norm", params, x, axes)
         running = aligned("batch_norm", state, x, axes)
+        mask = aligned_mask("batch_norm", x, mask)
         if train if use_running_average is None else not use_running_average:
-            mask = aligned_mask("batch_norm", x, mask)
             over = _over(x, axes, axis_name if train else None)
             scale, bias = affine.get("scale"), affine.get("bias")
             y, *batch = normalized(x, scale, bias, mask, over, epsilon, True)
