@@ -522,6 +522,22 @@ def test_copies_counted_from_the_end():
             al.compile(model["output"], edits=[late])(params, state, X, k=6)
 
 
+def test_one_member_of_an_ensemble_is_edited():
+    model = al.ensemble(al.serial(a=al.dense(3), b=al.dense(2)), 3)
+    params, state = made(model)
+    plain = model.predict(params, state, X)
+    edit = model["1/a"].scale(0.0)
+    found = al.compile(model["output"], edits=[edit])(params, state, X)
+    every = al.compile(model["output"], edits=[model["*/a"].scale(0.0)])
+    close(found[1], every(params, state, X)[1])
+    close(found[jnp.array([0, 2])], plain[jnp.array([0, 2])])
+    wrt = [model["*/a"], model["1/a"]]
+    grads = al.value_and_grads(model["output"].sum(), wrt=wrt)(params, state, X)[1]
+    kernels = params["*"]["b"]["kernel"]
+    close(grads[0], jnp.broadcast_to(kernels.sum(-1)[:, None], (3, 2, 3)))
+    close(grads[1], grads[0][1])
+
+
 def test_any_pytree_of_expressions():
     model = stack(1)
     params, state = made(model)

@@ -272,7 +272,7 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
         params, state = frame.params.get("*", {}), frame.state.get("*", {})
         _check_stack((params, state), n)
         y, state, taken = jax.vmap(member, axis_size=n)(
-            params, state, pass_index(frame, n)
+            params, state, pass_index(frame, n), copy_index(frame, n)
         )
         keep(frame, {"*": state}, taken)
         return y
