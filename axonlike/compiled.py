@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -31,6 +32,9 @@ from axonlike.sites import (
 )
 from axonlike.spec import show
 from axonlike.taps import Taps
+
+_MOST_COMPILED = 64
+"""How many compilations a model remembers, so that equal ones are traced once."""
 
 
 class _Reader:
@@ -306,8 +310,12 @@ def compile(
         True
     """
     made = Compiled(tree, tuple(map(_edit_of, edits)), model)
-    known = made.model.identity.memory.setdefault("compiled", {})
-    return known.setdefault(made, made)
+    known = made.model.identity.memory.setdefault("compiled", OrderedDict())
+    found = known.setdefault(made, made)
+    known.move_to_end(found)
+    while len(known) > _MOST_COMPILED:
+        known.popitem(last=False)
+    return found
 
 
 class Compiled:

@@ -337,3 +337,15 @@ def test_inputs_that_do_not_fit_are_told(inputs, message):
 def test_a_direction_without_time_is_told():
     with pytest.raises(al.ShapeError, match="one array over time from forward"):
         al.bidirectional(rnn(return_sequence=False)).init(KEY, (2, 5, 4))
+
+
+def test_both_directions_begin_anew_at_a_reset():
+    layer = al.bidirectional(al.rnn(3))
+    x = np.random.default_rng(0).standard_normal((1, 6, 2)).astype(np.float32)
+    params, _ = layer.init(jax.random.key(0), x)
+    reset = np.array([[False, False, True, False, True, False]])
+    y = layer.predict(params, {}, {"x": x, "reset": reset})
+    apart = [
+        layer.predict(params, {}, part) for part in (x[:, :2], x[:, 2:4], x[:, 4:])
+    ]
+    np.testing.assert_allclose(y, np.concatenate(apart, 1), rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from axonlike.combinators.basic import wrapper
 from axonlike.combinators.lifted import (
@@ -323,11 +324,20 @@ def _pair(carries: Any) -> tuple[Any, Any]:
 
 
 def _flipped(inputs: Sequences, valid: Any, axis: int) -> Sequences:
-    """Inputs in reversed time, padding first."""
+    """Inputs in reversed time, padding first.
+
+    A sequence that begins anew at a step ends there for the way back: the carry is new
+    before the step in front of it.
+    """
     flip, rows = partial(jnp.flip, axis=axis), partial(jnp.flip, axis=1 if axis else 0)
     if valid is not None:
         valid = rows(jnp.moveaxis(valid, 0, 1) if axis else valid)
-    reset = None if inputs.reset is None else rows(inputs.reset)
+    reset = inputs.reset
+    if reset is not None:
+        at = 1 if axis else 0
+        ends = jnp.roll(reset, -1, at)
+        last = jax.lax.broadcasted_iota(np.int32, reset.shape, at)
+        reset = rows(ends & (last < reset.shape[at] - 1))
     return Sequences(jax.tree.map(flip, inputs.x), None, None, valid, reset)
 
 

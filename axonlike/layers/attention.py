@@ -96,7 +96,7 @@ def attention(
         out_features: width of the output; None: the query's width.
         causal: whether position i attends to none after i.
         sliding_window: how many positions, itself included, a query sees on a side; None:
-            all.
+            all. What a query past the end of its lengths gathers is not defined.
         rotary: `rotary(...)`, or another layer of `(x, positions)`, through which queries
             and keys go; None: no positions.
         alibi: whether each head's logits fall with distance, at a slope of its own.
