@@ -3,8 +3,8 @@
     nox -s bench -- layers --rows "conv*,lstm" --rounds 15
 
 Every library computes the same row with the same weights in one process, in turn; what
-is timed is the jitted gradient of one weighting of the output, for params and input. A
-peer whose gradients are not ours is not a comparison, and stops the race.
+is timed is, jitted, the output and the gradient of one weighting of it, for params and
+input. A peer whose gradients are not ours is not a comparison, and stops the race.
 """
 
 import argparse
@@ -28,38 +28,36 @@ Result = dict[str, Any]
 Run = Callable[[], Any]
 
 
-def step(one: Contender, row: Row, outputs: bool = False) -> Callable[..., Any]:
-    """Gradients for params and input (params alone where the input is ids), jitted.
+def step(one: Contender, row: Row) -> Callable[..., Any]:
+    """Output, and gradients for params and input (params alone for ids), jitted.
 
     The weighting is an input: the gradient of a linear layer would else be a constant.
-    With `outputs` it gives the layer's output too: else XLA may sum a cheap one up
-    without ever writing it down, which it cannot inside of a model.
+    The output is asked for too: else XLA may sum a cheap one up without ever writing it
+    down, which it cannot inside of a model.
     """
 
     def loss(params: Any, x: Any, weight: Any, key: Any) -> Any:
         y, state = one.forward(params, x, key)
-        return jnp.sum(y * weight), (state, y if outputs else None)
+        return jnp.sum(y * weight), (state, y)
 
     wanted = 0 if row.ids is not None else (0, 1)
     return jax.jit(jax.value_and_grad(loss, wanted, has_aux=True))
 
 
-def race(
-    row: Row, modules: dict[str, Any], rounds: int, outputs: bool = False
-) -> Result:
+def race(row: Row, modules: dict[str, Any], rounds: int) -> Result:
     """Median milliseconds of each library, and ours over the fastest JAX peer's."""
     x, key = row.input(), jax.random.key(2)
     mine = ours(row)
     y, _ = jax.eval_shape(mine.forward, mine.params, x, key)
     weight = np.random.default_rng(3).standard_normal(y.shape).astype(np.float32)
-    runs = {"axonlike": ready(mine, row, x, weight, key, outputs)}
+    runs = {"axonlike": ready(mine, row, x, weight, key)}
     expected = runs["axonlike"]()
     for name, module in modules.items():
         if name == "torch":
             continue
         one = module.contender(row, mine.params, x)
         if one is not None:
-            runs[name] = ready(one, row, x, weight, key, outputs)
+            runs[name] = ready(one, row, x, weight, key)
             compare(row, name, one, runs[name](), expected)
     times = in_turn(runs, rounds)
     if "torch" in modules:  # on its own: its threads spin for a while after a call
@@ -68,11 +66,9 @@ def race(
     return summary(row.name, times)
 
 
-def ready(
-    one: Contender, row: Row, x: Any, weight: Any, key: Any, outputs: bool
-) -> Run:
+def ready(one: Contender, row: Row, x: Any, weight: Any, key: Any) -> Run:
     """A call without arguments, everything laid out beforehand."""
-    call = step(one, row, outputs)
+    call = step(one, row)
     x, weight = (jax.block_until_ready(jnp.array(one.into(a))) for a in (x, weight))
     return lambda: call(one.params, x, weight, key)
 
@@ -149,11 +145,11 @@ def page(results: list[Result]) -> list[str]:
     return [
         "# The layer race",
         "",
-        "Forward and backward of each layer, the gradient for params and input, float32,",
-        "jitted: ours and the same arithmetic with the same weights in other libraries,",
-        "in one process, in turn. Medians in milliseconds; the last column is the median",
-        "over rounds of our time over the fastest JAX peer's. Sizes are in",
-        "`tests/benchmarks/rows.py`; `nox -s bench -- layers` writes this page.",
+        "Forward and backward of each layer, its output and the gradient of one weighting",
+        "of it for params and input, float32, jitted: ours, and the same arithmetic with",
+        "the same weights in other libraries, in one process, in turn. Medians in",
+        "milliseconds; the last column is the median over rounds of our time over the",
+        "fastest JAX peer's. Sizes are in `tests/benchmarks/rows.py`; `nox -s bench -- layers` writes this page.",
         "",
         "![their time over ours, by layer](layers.svg)",
         "",
@@ -176,7 +172,6 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The layer race.")
     parser.add_argument("--rows", default="*", help="patterns, separated by commas")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--outputs", action="store_true", help="outputs too; no page")
     return parser.parse_args(arguments)
 
 
@@ -191,11 +186,11 @@ def main() -> None:
     asked = options()
     modules, results = peers(), list[Result]()
     for row in chosen(asked.rows):
-        results.append(race(row, modules, asked.rounds, asked.outputs))
+        results.append(race(row, modules, asked.rounds))
         print(table(results)[-1], flush=True)
     print("\n".join(["", *table(results)]))
     print(f"\ngeometric mean: {geometric_mean(results):.2f} times the fastest peer")
-    if len(results) == len(ALL) and not asked.outputs:
+    if len(results) == len(ALL):
         write("layers.md", page(results))
         plot(results, DOCS / "layers.svg")
 
