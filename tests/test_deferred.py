@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
@@ -274,6 +274,7 @@ def built(tree, leaf):
     }[head](value)  # fmt: skip
 
 
+@settings(max_examples=30)
 @given(expressions())
 def test_arithmetic_is_that_of_arrays(tree):
     model = al.serial(a=al.dense(3), b=al.dense(3))

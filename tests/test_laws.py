@@ -251,8 +251,12 @@ TABLE = {
     ],
     "wire": [(al.wire(gated, value=D, gate=al.dense(3)), "b 4", {})],
 }
-ROWS = [
-    pytest.param(*row, id=f"{name}-{i}" if i else name)
+ROWS = [  # the first of each name in every run, the others nightly
+    pytest.param(
+        *row,
+        id=f"{name}-{i}" if i else name,
+        marks=[pytest.mark.slow] if i else [],
+    )
     for name, rows in TABLE.items()
     for i, row in enumerate(rows)
 ]
