@@ -11,8 +11,10 @@ which a combinator reaches a child, `combinators/` what composes, `layers/` the 
 `initializers.py` JAX's initializers by name, `testing.py` the contract of a layer.
 """
 
-from axonlike import initializers, testing
-from axonlike.adapters import adapter, lora, merge_lora
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from axonlike import initializers
 from axonlike.combinators.basic import (
     add,
     branch,
@@ -96,20 +98,24 @@ from axonlike.params import (
     stack,
     unstack,
 )
-from axonlike.policy import Cast, casts, precision
 from axonlike.selector import kind, where
 from axonlike.spec import Spec, spec
-from axonlike.surgery import (
-    find,
-    freeze,
-    insert_after,
-    remove,
-    replace,
-    submodel,
-    trainable,
-)
-from axonlike.transfer import diff, migrate
 from axonlike.tree import layers
+
+if TYPE_CHECKING:  # these are imported on first use: see below
+    from axonlike import testing
+    from axonlike.adapters import adapter, lora, merge_lora
+    from axonlike.policy import Cast, casts, precision
+    from axonlike.surgery import (
+        find,
+        freeze,
+        insert_after,
+        remove,
+        replace,
+        submodel,
+        trainable,
+    )
+    from axonlike.transfer import diff, migrate
 
 __all__ = [
     # the pair
@@ -261,3 +267,33 @@ __all__ = [
     "PathError",
     "ShapeError",
 ]
+
+# What works on models that there are is imported when first asked for.
+_ON_FIRST_USE = {
+    "adapters": ("adapter", "lora", "merge_lora"),
+    "policy": ("Cast", "casts", "precision"),
+    "surgery": (
+        "find",
+        "freeze",
+        "insert_after",
+        "remove",
+        "replace",
+        "submodel",
+        "trainable",
+    ),
+    "transfer": ("diff", "migrate"),
+    "testing": (),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _ON_FIRST_USE.items():
+        if name == module:
+            return import_module(f"axonlike.{module}")
+        if name in names:
+            return getattr(import_module(f"axonlike.{module}"), name)
+    raise AttributeError(f"module 'axonlike' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "axonlike"
 # A module imports from the lines above its own; in a folder also from its neighbours, as
 # long as there is no cycle. `axonlike/__init__.py` stands below the last line.
 LINES = (
-    ("errors", "types", "values"),
+    ("errors", "extras", "types", "values"),
     ("initializers", "paths", "signature", "spec", "taps"),
     ("blame", "names"),
     ("spots",),
@@ -31,6 +31,9 @@ LINES = (
     ("transfer",),
     ("surgery",),
     ("adapters", "policy"),
+    ("inspect", "io"),
+    ("training",),
+    ("models",),
     ("testing",),
 )
 RANKS = {place: rank for rank, line in enumerate(LINES) for place in line}

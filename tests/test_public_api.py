@@ -42,20 +42,45 @@ USED = {
 WITHOUT_SHAPES = {"Layer", "PathError", "ShapeError", "Spec"}
 
 
-def test_all_is_what_is_imported():
-    imported = [
+def imported(body):
+    return [
         alias.asname or alias.name
-        for node in TREE.body
-        if isinstance(node, ast.ImportFrom)
+        for node in body
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("axonlike")
         for alias in node.names
     ]
-    assert sorted(axonlike.__all__) == sorted(imported)
+
+
+def late():
+    """The names under `if TYPE_CHECKING:`, which are imported on first use."""
+    (block,) = [node for node in TREE.body if isinstance(node, ast.If)]
+    return imported(block.body)
+
+
+def test_all_is_what_is_imported():
+    assert sorted(axonlike.__all__) == sorted([*imported(TREE.body), *late()])
+
+
+def test_types_and_first_use_agree():
+    table = axonlike._ON_FIRST_USE
+    names = [n for m, found in table.items() for n in (found or (m,))]
+    assert sorted(names) == sorted(late())
+    for module, found in table.items():
+        for name in found:
+            assert getattr(axonlike, name).__module__.startswith(f"axonlike.{module}")
+
+
+def test_an_unknown_name_is_told_as_python_does():
+    with pytest.raises(AttributeError, match="'axonlike' has no attribute 'dens'"):
+        axonlike.dens  # noqa: B018
 
 
 def test_nothing_is_defined_in_the_root():
     kinds = {type(node) for node in TREE.body}
-    assert kinds == {ast.Expr, ast.ImportFrom, ast.Assign}
-    assert SOURCE.count("__all__") == 1
+    functions = [n.name for n in TREE.body if isinstance(n, ast.FunctionDef)]
+    assert kinds == {ast.Expr, ast.ImportFrom, ast.Assign, ast.If, ast.FunctionDef}
+    assert functions == ["__getattr__", "__dir__"]  # what imports on first use
+    assert SOURCE.count("__all__ =") == 1
 
 
 def test_every_group_of_all_is_sorted():

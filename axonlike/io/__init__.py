@@ -1,0 +1,1 @@
+"""Files: params, whole models, StableHLO, ONNX, and the weights of others."""

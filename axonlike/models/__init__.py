@@ -1,0 +1,1 @@
+"""Well-known models, as pipes of the catalogue, each with its mapping of weights."""
