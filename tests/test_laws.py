@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 import axonlike as al
-from axonlike.testing import check_layer
+from axonlike.spec import as_spec
+from axonlike.testing import _sized, _sizes, check_layer
 
 D = al.dense(3)
 MIXES = {"mixes_examples": True}
@@ -281,3 +282,20 @@ def test_the_table_is_complete():
 def test_every_layer_is_equal_to_what_its_repr_makes(layer, spec, options):
     names = {"al": al, "jax": jax, __name__: __import__(__name__)}
     assert eval(repr(layer), names) == layer
+
+
+KEYED = [  # the others make params only; nightly
+    row if row.values[0].uses_key else pytest.param(*row.values, marks=pytest.mark.slow)
+    for row in ROWS
+]
+
+
+@pytest.mark.parametrize(("layer", "spec", "options"), KEYED)
+def test_no_layer_uses_a_key_twice(layer, spec, options):
+    specs = as_spec(spec)
+    x = _sized(specs, _sizes(specs)[0])
+    x = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), x)
+    with jax.debug_key_reuse(True):
+        params, state = layer.init(jax.random.key(0), spec)
+        key = jax.random.key(1)
+        jax.make_jaxpr(lambda k: layer.apply(params, state, x, key=k, train=True))(key)
