@@ -115,6 +115,11 @@ if TYPE_CHECKING:  # these are imported on first use: see below
         submodel,
         trainable,
     )
+    from axonlike.training import metrics
+    from axonlike.training.data import batches
+    from axonlike.training.loss import grad_fn, loss_fn
+    from axonlike.training.state import TrainState
+    from axonlike.training.step import train_step
     from axonlike.transfer import diff, migrate
 
 __all__ = [
@@ -263,6 +268,13 @@ __all__ = [
     "on",
     "site",
     "value_and_grads",
+    # training
+    "TrainState",
+    "batches",
+    "grad_fn",
+    "loss_fn",
+    "metrics",
+    "train_step",
     # errors
     "PathError",
     "ShapeError",
@@ -281,14 +293,19 @@ _ON_FIRST_USE = {
         "submodel",
         "trainable",
     ),
-    "transfer": ("diff", "migrate"),
     "testing": (),
+    "training.data": ("batches",),
+    "training.loss": ("grad_fn", "loss_fn"),
+    "training.metrics": (),
+    "training.state": ("TrainState",),
+    "training.step": ("train_step",),
+    "transfer": ("diff", "migrate"),
 }
 
 
 def __getattr__(name: str) -> Any:
     for module, names in _ON_FIRST_USE.items():
-        if name == module:
+        if not names and name == module.rpartition(".")[2]:
             return import_module(f"axonlike.{module}")
         if name in names:
             return getattr(import_module(f"axonlike.{module}"), name)

@@ -75,7 +75,7 @@ def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
     known = {"input": None, "output": None}
     found: dict[str, Copies] = {}
     for path, layer in [("", model), *walk(model, model.places, "", every=True)]:
-        plain = "/".join("*" if step.isdigit() else step for step in path.split("/"))
+        plain = _plain(path)
         if plain:
             known[plain] = None
         if layer.indexed:
@@ -144,11 +144,22 @@ def _not_there(star: str, step: Any, number: int) -> PathError:
     return PathError("activation", text, (), f"There are {number} copies.")
 
 
+def emitted(model: Layer, sites: Iterable[str]) -> list[str]:
+    """Those of a run's sites that are no layer's output: what layers emit."""
+    known = set(_structure(model)[1])
+    return [site for site in sites if _plain(_once(site)) not in known]
+
+
+def _plain(path: str) -> str:
+    """A path with `*` for copies however they are run."""
+    return "/".join("*" if step.isdigit() else step for step in path.split("/"))
+
+
 def _may_emit(model: Layer, path: str) -> bool:
     """Whether a path may be what a layer emits, which is known when it runs."""
     home = path.rpartition("/")[0]
     for place, layer in [("", model), *walk(model, model.places, "", every=True)]:
-        plain = "/".join("*" if step.isdigit() else step for step in place.split("/"))
+        plain = _plain(place)
         sigs = [sig for _, sig in layer.methods.values()] or [layer.signature]
         if plain == home and any("emit" in sig.services for sig in sigs):
             return True

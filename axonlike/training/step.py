@@ -1,0 +1,255 @@
+"""The training step: one pure function, jitted, that gives its old state away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from axonlike.evaluate import check_key
+from axonlike.layer import Layer
+from axonlike.params import merge
+from axonlike.selector import Where
+from axonlike.spec import show
+from axonlike.training.auxiliary import Aux
+from axonlike.training.batch import as_arrays, padded
+from axonlike.training.loss import Loss, Out, check_count, grad_fn, parted
+from axonlike.training.metrics import Logs, named
+from axonlike.training.state import (
+    LossScale,
+    TrainState,
+    all_finite,
+    first_scale,
+    next_scale,
+    owned,
+)
+from axonlike.types import Array, Key, Params, PyTree, State
+
+
+class TrainStep:
+    """A training step `(ts, batch) -> (ts, logs)`; made by `train_step`."""
+
+    def __init__(self, model: Layer, loss: Loss, optimizer: Any, **options: Any) -> None:
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.where: Where = options.pop("where")
+        self.ema: float | None = options.pop("ema")
+        self.loss_scale: Any = options.pop("loss_scale")
+        self.batch_size: int | None = options.pop("batch_size")
+        self.accumulate: int = options["accumulate"]
+        self.options = options
+        self.metrics = named(options["metrics"])
+        self._update = optax.with_extra_args_support(optimizer).update
+        self._grads = grad_fn(model, loss, where=self.where, **options)
+        self._donated = jax.jit(self._step, donate_argnums=0)
+
+    def start(self, params: Params, state: State, *, key: Key | None = None) -> TrainState:
+        """The state that training starts with; it has copies of all arrays.
+
+        Args:
+            params: as the model's `init` made them.
+            state: as `init` made it.
+            key: for layers that draw random numbers in training.
+
+        Returns:
+            A `TrainState` at step 0.
+        """
+        check_key(key, optional=True)
+        trained, _ = parted(self.model, params, self.where)
+        dynamic = self.loss_scale == "dynamic"
+        return owned(
+            TrainState(
+                step=jnp.asarray(0, jnp.int32),
+                params=params,
+                model_state=state,
+                opt_state=self.optimizer.init(trained),
+                key=key,
+                ema=None if self.ema is None else params,
+                loss_scale=first_scale() if dynamic else None,
+            )
+        )
+
+    def __call__(self, ts: TrainState, batch: PyTree) -> tuple[TrainState, Logs]:
+        """Takes one step; the arrays of `ts` are given away.
+
+        Args:
+            ts: as `start` or a step returned it.
+            batch: `(inputs, targets, ...)`, or a dict with `"inputs"`.
+
+        Returns:
+            `(ts, logs)`: the next state, and numbers by name, `"loss"` the first.
+        """
+        batch, rows = self._full(batch)
+        return self._donated(ts, batch, rows)
+
+    def lower(self, ts: TrainState, batch: PyTree) -> Any:
+        """The step as JAX lowers it for such arguments: its text, its compilation.
+
+        Args:
+            ts: a state, or its shapes.
+            batch: a batch, or its shapes.
+
+        Returns:
+            What `jax.jit(...).lower` returns.
+        """
+        batch, rows = self._full(batch)
+        return self._donated.lower(ts, batch, rows)
+
+    def _full(self, batch: PyTree) -> tuple[PyTree, Any]:
+        """The batch as arrays, filled up where its full size is known."""
+        size = self.batch_size or getattr(batch, "batch_size", None)
+        batch = as_arrays(batch)
+        if size is None:
+            return batch, None
+        return padded(batch, -(-size // self.accumulate) * self.accumulate)
+
+    def _step(
+        self, ts: TrainState, batch: PyTree, rows: Array | None
+    ) -> tuple[TrainState, Logs]:
+        key = None
+        if ts.key is not None and self.model.uses_key:
+            key = jax.random.fold_in(ts.key, ts.step)
+        scale = self._scale(ts.loss_scale)
+        (value, out), grads = self._grads(
+            ts.params, ts.model_state, batch, key, rows=rows, scale=scale
+        )
+        trained, rest = parted(self.model, ts.params, self.where)
+        updates, opt_state = self._update(
+            grads, ts.opt_state, trained, value=value, grad=grads
+        )
+        trained = cast(Params, optax.apply_updates(trained, updates))
+        after = ts._replace(
+            params=merge(trained, rest) if rest else trained,
+            model_state=out.state,
+            opt_state=opt_state,
+        )
+        after = self._scaled(ts, after, grads)
+        after = after._replace(step=ts.step + 1, ema=self._averaged(ts, after))
+        return after, self._logs(value, out, after)
+
+    def _scale(self, state: LossScale | None) -> Array | None:
+        if self.loss_scale is None:
+            return None
+        return jnp.asarray(self.loss_scale, jnp.float32) if state is None else state.scale
+
+    def _scaled(self, before: TrainState, after: TrainState, grads: PyTree) -> TrainState:
+        """With a dynamic scale: the state as before where a gradient is not finite."""
+        if before.loss_scale is None:
+            return after
+        finite = all_finite(grads)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        return kept._replace(loss_scale=next_scale(before.loss_scale, finite))
+
+    def _averaged(self, before: TrainState, after: TrainState) -> Params | None:
+        if self.ema is None:
+            return None
+        decay = self.ema
+
+        def moved(old: Array, new: Array) -> Array:
+            return old + (new - old) * jnp.asarray(1 - decay, old.dtype)
+
+        return cast(Params, jax.tree.map(moved, before.ema, after.params))
+
+    def _logs(self, value: Array, out: Out, after: TrainState) -> Logs:
+        values = {"loss": value, **out.terms}
+        for name, metric in self.metrics.items():
+            values[name] = metric.compute(out.metrics[name])
+        if after.loss_scale is not None:
+            values["loss_scale"] = after.loss_scale.scale
+        return Logs(values, out.metrics)
+
+
+def train_step(
+    model: Layer,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    weights: Mapping[str, float] | None = None,
+    aux: Aux | None = None,
+    metrics: Any = None,
+    where: Where = None,
+    accumulate: int = 1,
+    precision: Any = None,
+    loss_scale: float | str | None = None,
+    remat: Any = None,
+    ema: float | None = None,
+    batch_size: int | None = None,
+) -> TrainStep:
+    """A pure, jitted training step: `ts, logs = step(ts, batch)`.
+
+    `ts = step.start(params, state, key=...)` begins. A step gives the arrays of the state
+    it takes away, so keep only the one that it returns.
+
+    Args:
+        model: any layer; what is `frozen` in it is not touched, by weight decay neither.
+        loss: `loss(predictions, batch)`: one number, or one for each example (or each
+            element), whose mean is taken; or `{output: loss}`.
+        optimizer: of optax.
+        weights: `{output: weight}`, for several losses.
+        aux: `{glob: weight}`: auxiliary losses that layers emit, and regularizers of
+            params, as for `loss_fn`.
+        metrics: `{name: metric}`, or several metrics, of `al.metrics`.
+        where: a selector of the params to train; None for all. The others have no
+            gradients, and no place in the optimizer's state.
+        accumulate: in how many parts the batch is run, to save memory.
+        precision: dtype in which the model computes, or a policy, as for `loss_fn`.
+        loss_scale: by what the loss is multiplied before gradients are taken, and these
+            divided; `"dynamic"`: found as training goes on, steps whose gradients are
+            not finite leaving everything as it was.
+        remat: True, or a policy: computes the model again in the backward pass.
+        ema: decay of a moving average of the params, `ts.ema`, say 0.999.
+        batch_size: rows of a full batch. Shorter ones are filled up to it, with rows
+            that do not count, so that no other size is compiled. None: as the batches
+            of `al.batches` say, and others are run as they are.
+
+    Shapes:
+        batch: `(inputs, targets, ...)`, or a dict with `"inputs"`; first axes of examples.
+        logs: scalars.
+
+    Raises:
+        TypeError: something is not what it should be.
+        ValueError: an option is out of range.
+        PathError: a selector means nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, axonlike as al
+        >>> model = al.dense(8) >> jax.nn.relu >> al.dense(3)
+        >>> def loss(predictions, batch):
+        ...     return optax.softmax_cross_entropy_with_integer_labels(predictions, batch[1])
+        >>> step = al.train_step(model, loss, optax.adam(0.1))
+        >>> params, state = model.init(jax.random.key(0), (None, 4))
+        >>> ts = step.start(params, state, key=jax.random.key(1))
+        >>> batch = jnp.ones((6, 4)), jnp.zeros(6, int)
+        >>> for _ in range(20):
+        ...     ts, logs = step(ts, batch)
+        >>> bool(logs["loss"] < 0.01), int(ts.step)
+        (True, 20)
+    """
+    if not isinstance(model, Layer):
+        raise TypeError(
+            f"train_step: expected a layer, got {show(model)}. Write al.lift(function)."
+        )
+    if not hasattr(optimizer, "update") or not hasattr(optimizer, "init"):
+        raise TypeError(
+            f"train_step: expected an optimizer of optax, got {show(optimizer)}. "
+            "Write optax.adam(1e-3)."
+        )
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
+    return TrainStep(
+        model,
+        loss,
+        optimizer,
+        weights=weights,
+        aux=aux,
+        metrics=metrics,
+        where=where,
+        accumulate=accumulate,
+        precision=precision,
+        loss_scale=loss_scale,
+        remat=remat,
+        ema=ema,
+        batch_size=batch_size,
+    )
