@@ -42,6 +42,8 @@ class Run(NamedTuple):
     """The dtype in which params are seen here, for init's pass, which has none yet."""
     store: Any = None
     """The dtype in which init makes params here; None: the layer's own."""
+    around: Any = None
+    """What runs a layer in place of itself: `around(frame, args, kwargs, method, name)`."""
 
 
 class Frame:
@@ -138,6 +140,8 @@ class Frame:
                 return recorder.visit(self, args, kwargs, method)
             if name or parent is None:
                 self._check_names(self.layer.names, self.layer)
+            if self.run.around is not None:
+                return self.run.around(self, args, kwargs, method, name)
             return self.layer.run(self, args, kwargs, method)
         except Exception as error:
             blame(error, self, parent, name)

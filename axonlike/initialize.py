@@ -408,16 +408,24 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), x) for p, x in found]
 
 
+Outputs = list[tuple[str, PyTree]]
+
+
 class Recorder:
-    """What the abstract pass finds: every leaf by path, in the order it is reached."""
+    """What the abstract pass finds: every leaf by path, in the order it is reached.
+
+    And the spec of what each layer returned, by path.
+    """
 
     def __init__(self) -> None:
         self.leaves: dict[str, Leaf] = {}
         self.reached: set[str] = set()
+        self.outputs: dict[str, PyTree] = {}
         self.sources: set[tuple[str, str]] = set()
-        self._memo: dict[Any, tuple[list[Leaf], list[str], Any]] = {}
+        self._memo: dict[Any, tuple[list[Leaf], list[str], Outputs, Any]] = {}
         self._log: list[Leaf] = []
         self._seen: list[str] = []
+        self._made: Outputs = []
 
     def visit(self, frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         """Runs a layer on shapes; an equal layer on equal shapes is not run again."""
@@ -426,12 +434,14 @@ class Recorder:
         where = _memo_key(frame, args, kwargs, method)
         if where is not None and where in self._memo:
             return self._replay(frame, *self._memo[where])
-        start, seen = len(self._log), len(self._seen)
+        start, seen, made = len(self._log), len(self._seen), len(self._made)
         y = frame.layer.run(frame, args, kwargs, method)
+        self._make(path, jax.tree.map(_known, y))
         if where is not None and _plain(y):
             leaves = [_below(leaf, frame) for leaf in self._log[start:]]
             paths = [p[len(path) :].lstrip("/") for p in self._seen[seen:]]
-            self._memo[where] = (leaves, paths, jax.tree.map(_struct, y))
+            specs = [(p[len(path) :].lstrip("/"), s) for p, s in self._made[made:]]
+            self._memo[where] = (leaves, paths, specs, jax.tree.map(_struct, y))
         return y
 
     def leaf(self, frame: Frame, args: Any, kwargs: Any) -> None:
@@ -534,6 +544,10 @@ class Recorder:
             raise PathError("tie", path, known)
         return leaf, name
 
+    def _make(self, path: str, spec: PyTree) -> None:
+        self._made.append((path, spec))
+        self.outputs[path] = spec
+
     def _reach(self, path: str) -> None:
         self._seen.append(path)
         self.reached.add(path)
@@ -553,11 +567,13 @@ class Recorder:
             )
 
     def _replay(
-        self, frame: Frame, leaves: list[Leaf], paths: list[str], y: Any
+        self, frame: Frame, leaves: list[Leaf], paths: list[str], made: Outputs, y: Any
     ) -> Any:
         site, keypath = param_path(frame.site), param_path(frame.keypath)
         for path in paths:
             self._reach(f"{site}/{path}".strip("/"))
+        for path, spec in made:
+            self._make(f"{site}/{path}".strip("/"), spec)
         for leaf in leaves:
             self._add(
                 leaf._replace(
@@ -722,6 +738,10 @@ def _struct(x: Any) -> Any:
         return jax.ShapeDtypeStruct(x.shape, x.dtype)
     array = np.asarray(x)
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _known(x: Any) -> Any:
+    return _struct(x) if hasattr(x, "dtype") else x
 
 
 def _seen(cast: Any, spec: Any, copies: tuple[int, ...] = ()) -> Any:
