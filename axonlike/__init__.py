@@ -105,6 +105,7 @@ from axonlike.tree import layers
 if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike import testing
     from axonlike.adapters import adapter, lora, merge_lora
+    from axonlike.inspect.ledger import ledger, max_compiles
     from axonlike.policy import Cast, casts, precision
     from axonlike.surgery import (
         find,
@@ -115,9 +116,13 @@ if TYPE_CHECKING:  # these are imported on first use: see below
         submodel,
         trainable,
     )
-    from axonlike.training import metrics
+    from axonlike.training import callbacks, metrics
+    from axonlike.training.checkpoint import load_checkpoint, save_checkpoint
     from axonlike.training.data import batches
+    from axonlike.training.events import when
+    from axonlike.training.fit import fit
     from axonlike.training.loss import grad_fn, loss_fn
+    from axonlike.training.rates import learning_rate, with_learning_rate
     from axonlike.training.state import TrainState
     from axonlike.training.step import train_step
     from axonlike.transfer import diff, migrate
@@ -271,10 +276,20 @@ __all__ = [
     # training
     "TrainState",
     "batches",
+    "callbacks",
+    "fit",
     "grad_fn",
+    "learning_rate",
+    "load_checkpoint",
     "loss_fn",
     "metrics",
+    "save_checkpoint",
     "train_step",
+    "when",
+    "with_learning_rate",
+    # models looked at, and what went wrong
+    "ledger",
+    "max_compiles",
     # errors
     "PathError",
     "ShapeError",
@@ -283,6 +298,7 @@ __all__ = [
 # What works on models that there are is imported when first asked for.
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
+    "inspect.ledger": ("ledger", "max_compiles"),
     "policy": ("Cast", "casts", "precision"),
     "surgery": (
         "find",
@@ -294,9 +310,14 @@ _ON_FIRST_USE = {
         "trainable",
     ),
     "testing": (),
+    "training.callbacks": (),
+    "training.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "training.data": ("batches",),
+    "training.events": ("when",),
+    "training.fit": ("fit",),
     "training.loss": ("grad_fn", "loss_fn"),
     "training.metrics": (),
+    "training.rates": ("learning_rate", "with_learning_rate"),
     "training.state": ("TrainState",),
     "training.step": ("train_step",),
     "transfer": ("diff", "migrate"),
