@@ -243,6 +243,28 @@ def test_strides_over_unknown_sizes_export_with_their_gradients(options):
         jax.tree.map(close, call(params, x), step(params, x))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        al.conv(2, 4, padding="CIRCULAR"),
+        al.conv(2, 3, padding="REFLECT"),
+        al.conv(2, 4, padding="REPLICATE"),
+        al.conv_transpose(2, 4, strides=2, padding="CIRCULAR"),
+        al.blur_pool(),
+    ],
+    ids=lambda layer: f"{layer.kind} {layer.config['padding']}",
+)
+def test_paddings_by_values_of_unknown_sizes_are_those_of_known_ones(layer):
+    spec = al.spec("b n 2")
+    params = drawn(layer.init(KEY, spec)[0])
+    struct = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    predict = jax.jit(lambda x: layer.predict(params, {}, x))
+    call = jax.export.export(predict)(struct).call
+    for size in (4, 7):
+        x = normal(4, 3, size, 2)
+        close(call(x), predict(x))
+
+
 def test_same_padding_of_unknown_sizes_keeps_them():
     spec = al.conv(8, 3).output_spec(al.spec("b h w 2"))
     assert str(spec.shape) == "(b, h, w, 8)"

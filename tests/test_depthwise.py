@@ -150,6 +150,52 @@ def test_separable_conv_is_one_conv_whose_kernel_is_a_product(name):
     close(y, al.conv(4, **whole).predict(joined, {}, x))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] * (n not in ("1d", "2d strided")))
+        for n in CONFIGS
+    ],
+)
+def test_separable_conv_and_its_gradients_are_those_of_torch(name):
+    shape, options = CONFIGS[name]
+    layer, x = al.separable_conv(4, **options), normal(0, *shape)
+    params = drawn(jax.eval_shape(layer.init, KEY, x)[0])
+    weight = normal(1, *layer.output_spec(shape).shape)
+
+    def answer():
+        import torch
+
+        deep = params["depthwise"]["kernel"]
+        flat, bias = params["pointwise"]["kernel"], params["pointwise"].get("bias", [0])
+        tx, td, tf, tb = (
+            torch.tensor(np.asarray(a, np.float32), requires_grad=True)
+            for a in (x, deep, flat, bias)
+        )
+        function = getattr(torch.nn.functional, f"conv{x.ndim - 2}d")
+        between = function(
+            tx.movedim(-1, 1),
+            td.movedim((-1, -2), (0, 1)),
+            None,
+            options.get("strides", 1),
+            options["padding"],
+            options.get("kernel_dilation", 1),
+            x.shape[-1],
+        ).movedim(1, -1)
+        ty = between @ tf.reshape(tf.shape[-2:]) + tb
+        (ty * torch.tensor(weight)).sum().backward()
+        return {"y": ty, "x": tx.grad, "deep": td.grad, "flat": tf.grad, "b": tb.grad}
+
+    theirs = reference(f"depthwise/separable {name}", answer)
+    y, grads, for_x, _ = ours(layer, params, x, weight)
+    pointwise = grads["pointwise"]
+    found = {"y": y, "x": for_x, "deep": grads["depthwise"]["kernel"]}
+    for key, value in (found | {"flat": pointwise["kernel"]}).items():
+        close(value, theirs[key])
+    if "bias" in pointwise:
+        close(pointwise["bias"], theirs["b"])
+
+
 BAD = {
     "multiplier": (
         lambda: al.depthwise_conv(3, 0),

@@ -162,3 +162,9 @@ def test_pieces_must_be_a_positive_int():
     ) as error:
         al.maxout(3, 0)
     assert str(error.value) == "maxout: pieces must be a positive int, got 0."
+
+
+def test_the_activation_must_be_a_function():
+    with pytest.raises(ValueError) as caught:
+        al.glu(2, 3)
+    assert str(caught.value) == "glu: activation must be a function, got 3."

@@ -168,6 +168,13 @@ SHUFFLES = [
     ((1, 1, 1, 16), 4),
     ((3, 2, 2, 5), 1),
 ]
+DRAWN = np.random.default_rng(0)
+SHUFFLES += [  # and 15 more: batch, height, width, channels out of 1 to 3, factors to 5
+    pytest.param((*size[:3], size[3] * factor**2), factor, marks=pytest.mark.slow)
+    for size, factor in zip(
+        DRAWN.integers(1, 4, (15, 4)).tolist(), [2, 3, 4, 5, 1] * 3, strict=True
+    )
+]
 
 
 @pytest.mark.parametrize(("shape", "factor"), SHUFFLES)
@@ -184,9 +191,9 @@ def test_pixel_shuffle_and_its_inverse_are_those_of_torch(shape, factor):
 
     x = normal(0, *shape)
     forward, back = al.pixel_shuffle(factor), al.pixel_unshuffle(factor)
-    _agrees(f"shuffle {shape}", forward, x, shuffle)
+    _agrees(f"shuffle {shape} {factor}", forward, x, shuffle)
     y = np.asarray(forward.predict({}, {}, x))
-    _agrees(f"unshuffle {shape}", back, y, unshuffle)
+    _agrees(f"unshuffle {shape} {factor}", back, y, unshuffle)
     np.testing.assert_array_equal(back.predict({}, {}, y), x)
 
 
@@ -214,12 +221,24 @@ PADS = {
     "wrap": (((1, 3), (2, 0)), {"mode": "circular"}),
     "nothing": (0, {"mode": "constant"}),
 }
+MODES = {"constant": "constant", "replicate": "edge", "reflect": "reflect"}
+MODES["circular"] = "wrap"
+PADS |= {  # and 16 more, on inputs of 4 by 3
+    f"{mode} {pads}": (pads, {"mode": mode})
+    for mode in MODES
+    for pads in [
+        tuple(zip(*DRAWN.integers(0, 3, (2, 2)).tolist(), strict=True))
+        for _ in range(4)
+    ]
+}
 
 
-@pytest.mark.parametrize("name", sorted(PADS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (" " in n)) for n in PADS]
+)
 def test_pad_and_its_gradient_are_those_of_torch(name):
     padding, arguments = PADS[name]
-    mode = name if name in {"edge", "reflect", "wrap"} else "constant"
+    mode = MODES[arguments["mode"]]
     layer = al.pad(padding, mode, arguments.get("value", 0.0))
     items = (padding,) * 2 if isinstance(padding, int) else padding
     pairs = [(p, p) if isinstance(p, int) else p for p in items]
@@ -242,6 +261,19 @@ def test_pad_takes_any_dtype_and_mode():
     np.testing.assert_array_equal(y[0, :, 0], [2, 0, 0, 2, 4, 4])
 
 
+@pytest.mark.parametrize("mode", ["wrap", "edge", "reflect", "symmetric"])
+def test_padding_of_unknown_sizes_is_that_of_known_ones(mode):
+    layer = al.pad(((2, 3), (1, 0)), mode)
+    spec = al.spec("b n m 2", int)
+    assert str(layer.output_spec(spec).shape) == "(b, n + 5, m + 1, 2)"
+    struct = jax.ShapeDtypeStruct(spec.shape, spec.dtype)
+    call = jax.export.export(jax.jit(lambda x: layer.predict({}, {}, x)))(struct).call
+    for n, m in [(4, 2), (7, 5), (1, 1), (2, 3)]:
+        x = np.arange(n * m * 2, dtype=np.int32).reshape(1, n, m, 2)
+        y = np.pad(x, [(0, 0), (2, 3), (1, 0), (0, 0)], mode)
+        np.testing.assert_array_equal(call(x), y)
+
+
 def test_layers_run_on_an_empty_batch():
     x = jnp.ones((0, 4, 4, 4))
     assert al.resize(8).predict({}, {}, x).shape == (0, 8, 8, 4)
@@ -252,6 +284,7 @@ def test_layers_run_on_an_empty_batch():
 
 
 BAD_OPTIONS = {
+    "value": (lambda: al.pad(1, value="x"), "pad: value must be a number, got 'x'."),
     "neither": (
         al.resize,
         "resize: expected either shape or scale, got shape=None, scale=None.",

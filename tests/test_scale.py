@@ -100,3 +100,13 @@ def test_errors_word_for_word(kind):
         make(-1).init(KEY, al.spec("b n"))
     with pytest.raises(al.ShapeError, match="at least 1"):
         make(-1).init(KEY, jnp.ones((2, 0)))
+
+
+def test_the_slope_of_infinity_has_a_gradient():
+    layer, params = al.prelu(), {"negative_slope": jnp.float32(0.25)}
+
+    def total(params, x):
+        return jnp.sum(layer.predict(params, {}, x))
+
+    x = jnp.array([jnp.inf, -2.0])
+    assert jax.grad(total)(params, x)["negative_slope"] == -2

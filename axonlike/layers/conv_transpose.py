@@ -27,6 +27,7 @@ from axonlike.layers.windows import (
     check_windows,
     extent_of,
     kernel_shape,
+    padded,
     pads_of,
 )
 from axonlike.spec import is_unknown, show
@@ -195,7 +196,7 @@ def _wrapped(
     x: Any, extent: Sequence[int], strides: Sequence[int], later: bool
 ) -> tuple[Any, Pads]:
     """The input once more at both ends, as far as kernels reach, and what to cut off."""
-    widths: Pads = [(0, 0)]
+    widths: Pads = []
     pads: Pads = []
     for n, s in zip(extent, strides, strict=True):
         shift = (max(n - s, 0) + later) // 2
@@ -203,7 +204,7 @@ def _wrapped(
         low = n - 1 - shift - before * s
         widths.append((before, after))
         pads.append((low, n - 2 + s - (before + after) * s - low))
-    return jnp.pad(x, [*widths, (0, 0)], MODES["CIRCULAR"]), pads
+    return padded(x, widths, MODES["CIRCULAR"]), pads
 
 
 # --- how it is computed

@@ -256,6 +256,8 @@ def _gated(
     dot_general: DotGeneral | None,
 ) -> Callable[[Params, Any], Array]:
     """The apply of a gated linear unit: the value comes first, then the gate."""
+    if not callable(activation):
+        raise ValueError(f"{kind}: activation must be a function, got {activation!r}.")
 
     def apply(params: Params, x: Any) -> Array:
         at_least(kind, x, 1, "(..., n)", _HINT)

@@ -9,18 +9,19 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from axonlike.errors import ShapeError
 from axonlike.layer import layer
 from axonlike.layers.checks import is_int, wide
 from axonlike.layers.windows import (
-    Pads,
     Sizes,
     axes_of,
     check_padding,
     check_sizes,
     check_spatial,
+    padded,
     pairs_of,
 )
 from axonlike.spec import is_unknown, show
@@ -234,14 +235,16 @@ def pad(
     check_padding("pad", padding, ())
     if mode not in _MODES:
         raise ValueError(f"pad: mode must be one of {', '.join(_MODES)}, got {mode!r}.")
+    if np.ndim(value) or not isinstance(value, (int, float, complex, np.generic)):
+        raise ValueError(f"pad: value must be a number, got {value!r}.")
 
     def apply(params: Params, x: Any) -> Array:
         check_spatial("pad", x, 1, floating=False)
-        widths: Pads = [(0, 0), *pairs_of("pad", x, padding), (0, 0)]
-        if mode == "constant":
-            config = [(low, high, 0) for low, high in widths]
-            return lax.pad(x, jnp.asarray(value, x.dtype), config)
-        return jnp.pad(x, widths, mode)
+        pads = pairs_of("pad", x, padding)
+        if mode != "constant":
+            return padded(x, pads, mode)
+        config = [(low, high, 0) for low, high in [(0, 0), *pads, (0, 0)]]
+        return lax.pad(x, jnp.asarray(value, x.dtype), config)
 
     return None, apply
 

@@ -154,7 +154,10 @@ def prelu(
 
     def apply(params: Params, x: Any) -> Array:
         slope = along(params["negative_slope"], x, axes_in("prelu", x, axes))
-        return jnp.where(x > 0, x, slope * x)
+        below = jnp.where(
+            x > 0, jnp.zeros_like(x), x
+        )  # no 0 * inf in the slope's gradient
+        return jnp.where(x > 0, x, slope * below)
 
     return init, apply
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from axonlike.errors import ShapeError
 from axonlike.layers.checks import at_least, exactly, is_int
 from axonlike.spec import is_unknown, show
+from axonlike.types import Array
 
 Sizes = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -172,8 +174,35 @@ def extended(x: Any, padding: Padding, pads: Pads) -> tuple[Any, Pads]:
     """The input with what is padded by its own values, and the zeros still to pad."""
     if not (isinstance(padding, str) and padding in MODES):
         return x, pads
-    widths = [(0, 0), *pads, (0, 0)]
-    return jnp.pad(x, widths, MODES[padding]), [(0, 0)] * len(pads)
+    return padded(x, pads, MODES[padding]), [(0, 0)] * len(pads)
+
+
+def padded(x: Any, pads: Pads, mode: str) -> Array:
+    """The spatial axes padded by values of the input, also where a size is unknown.
+
+    `mode` is one of `jnp.pad`'s "wrap", "edge", "reflect" and "symmetric".
+    """
+    sizes = x.shape[1:-1]
+    known = [(0, 0) if is_unknown(n) else p for n, p in zip(sizes, pads, strict=True)]
+    y = jnp.pad(x, [(0, 0), *known, (0, 0)], mode)
+    for axis, (size, pad) in enumerate(zip(sizes, pads, strict=True), 1):
+        if is_unknown(size):
+            y = jnp.take(y, _positions(size, pad, mode), axis, mode="clip")
+    return y
+
+
+def _positions(size: Any, pad: tuple[Any, Any], mode: str) -> Array:
+    """Which positions stand where on a padded axis."""
+    low, high = pad
+    at = lax.iota(np.int32, size + low + high) - low
+    size = jnp.asarray(size, np.int32)
+    if mode == "wrap":
+        return jnp.mod(at, size)
+    if mode == "edge":
+        return jnp.clip(at, 0, size - 1)
+    period = 2 * size if mode == "symmetric" else jnp.maximum(2 * size - 2, 1)
+    turn = jnp.mod(at, period)
+    return jnp.minimum(turn, period - turn - int(mode == "symmetric"))
 
 
 def extent_of(sizes: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
