@@ -665,16 +665,9 @@ def _taken(path: str, name: str) -> ValueError:
 
 def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str, Any]:
     """For each leaf, the shardings of its params and state; unmatched arrays keep None."""
-    if not rules:
+    found = shardings_of(recorder, rules)
+    if not found:
         return {}
-    leaves = recorder.leaves.values()
-    items = [item for leaf in leaves for side in arrays_of(leaf) for item in side]
-    found: dict[str, Any] = {}
-    for selector, sharding in rules.items():
-        chosen = choose("shardings", selector, items, None)
-        for (path, spec), copies in zip(items, chosen, strict=True):
-            if whole(copies, "shardings", path, spec):
-                found.setdefault(path, sharding)
 
     def rule(leaf: Leaf, path: Any, _: Any) -> Any:
         return found.get(_array_path(leaf.path, path))
@@ -684,6 +677,19 @@ def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str,
         both = (leaf.plan.params, leaf.plan.state)
         trees[leaf.path] = jax.tree_util.tree_map_with_path(partial(rule, leaf), both)
     return {k: v for k, v in trees.items() if jax.tree.leaves(v)}
+
+
+def shardings_of(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str, Any]:
+    """The sharding of each array that a rule means, by its path."""
+    leaves = recorder.leaves.values()
+    items = [item for leaf in leaves for side in arrays_of(leaf) for item in side]
+    found: dict[str, Any] = {}
+    for selector, sharding in (rules or {}).items():
+        chosen = choose("shardings", selector, items, None)
+        for (path, spec), copies in zip(items, chosen, strict=True):
+            if whole(copies, "shardings", path, spec):
+                found.setdefault(path, sharding)
+    return found
 
 
 def arrays_of(leaf: Leaf) -> tuple[list[tuple[str, Any]], list[tuple[str, Any]]]:

@@ -205,7 +205,7 @@ def migrate(
             report.renamed[path] = source
         return array
 
-    made = _filled(recorder, known, key)
+    made = filled(recorder, known, key)
     report.dropped.extend(p for side in old for p in side if p not in used)
     report.suggested.update(_suggested(report, made, old))
     return *made, report
@@ -300,7 +300,7 @@ def carried(
         used.add((kind, path))
         return array
 
-    made = _filled(recorded(after, known)[1], find, key)
+    made = filled(recorded(after, known)[1], find, key)
     lost = [p for kind in (0, 1) for p in arrays[kind] if (kind, p) not in used]
     if lost:
         raise ValueError(
@@ -361,7 +361,7 @@ def _makes(model: Layer, fresh: Own) -> bool:
     )
 
 
-def _filled(recorder: Recorder, known: Any, key: Key) -> Trees:
+def filled(recorder: Recorder, known: Any, key: Key) -> Trees:
     """Params and state of every leaf: arrays that are known, and new ones."""
     trees: tuple[Params, State] = ({}, {})
     for leaf in recorder.leaves.values():

@@ -1,0 +1,162 @@
+"""Orbax checkpoints: a folder that orbax itself writes and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from axonlike.extras import optional
+from axonlike.io.arrays import DTYPES, Array, Entry, Item, checksum, damaged
+from axonlike.io.atomic import replace_folder
+from axonlike.io.notes import Found, described, note
+
+NATIVE = frozenset(DTYPES)
+"""The dtypes that such a folder has."""
+_OURS = "__axonlike__"
+
+
+def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
+    """Writes one folder, nested dicts of arrays as any user of orbax reads them.
+
+    Args:
+        path: of the folder.
+        arrays: in the order that they shall have.
+        shared: `{path: the path of the same array}`.
+    """
+    ocp = optional("orbax.checkpoint", "save")
+    _check(arrays)
+    values = {item.path: item.read() for item in arrays}
+    sums = {name: f"{checksum(data):08x}" for name, data in values.items()}
+    text = note(arrays, sums, shared).encode()
+    tree = {**_nested(values), _OURS: np.frombuffer(text, np.uint8)}
+
+    def fill(folder: Path) -> None:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+            writer.save(folder, args=ocp.args.PyTreeSave(tree))
+
+    replace_folder(path.absolute(), fill)
+
+
+def _check(arrays: list[Item]) -> None:
+    """Refuses what orbax cannot write."""
+    names: set[str] = set()
+    for item in arrays:
+        dotted = item.path.replace("/", ".")
+        if dotted in names or not item.nbytes:
+            what = "has no numbers" if not item.nbytes else "is one name with another"
+            raise ValueError(
+                f"save: {item.path!r} {what}, which orbax cannot write. "
+                "Save as safetensors."
+            )
+        names.add(dotted)
+
+
+def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of arrays by path."""
+    tree: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *steps, last = path.split("/")
+        here = tree
+        for step in steps:
+            here = here.setdefault(step, {})
+        here[last] = array
+    return tree
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """The arrays of a folder; all are read when the first one is.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        ValueError: the folder is not what orbax wrote.
+    """
+    ocp = optional("orbax.checkpoint", "load")
+    reader = _Reader(ocp, path.absolute())
+    found = reader.found()
+    if _OURS not in found:
+        return described(path, found, None)
+    try:
+        text = found.pop(_OURS)[2]().tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise damaged(path, "what axonlike noted in it is not readable") from error
+    return described(path, found, text)
+
+
+class _Reader:
+    """Reads a folder once, whichever array is asked for."""
+
+    def __init__(self, ocp: Any, path: Path) -> None:
+        self.ocp, self.path = ocp, path
+        self.arrays: dict[str, Array] = {}
+
+    def found(self) -> dict[str, Found]:
+        """Every array in the folder by path."""
+        try:
+            with self._checkpointer() as reader:
+                tree: Any = reader.metadata(self.path).item_metadata.tree
+            leaves = dict(_leaves(tree, ""))
+            return {
+                name: (
+                    np.dtype(leaf.dtype).name,
+                    tuple(leaf.shape),
+                    self._of(name, tree),
+                )
+                for name, leaf in leaves.items()
+            }
+        except Exception as error:  # orbax and tensorstore raise all kinds
+            raise damaged(
+                self.path, f"orbax cannot read it ({_short(error)})"
+            ) from error
+
+    def _checkpointer(self) -> Any:
+        return self.ocp.Checkpointer(self.ocp.PyTreeCheckpointHandler())
+
+    def _of(self, name: str, tree: Any) -> Any:
+        def read() -> Array:
+            if not self.arrays:
+                self.arrays = self._read(tree)
+            return self.arrays[name]
+
+        return read
+
+    def _read(self, tree: Any) -> dict[str, Array]:
+        how = self.ocp.RestoreArgs(restore_type=np.ndarray)
+        args = self.ocp.args.PyTreeRestore(restore_args=_like(tree, how))
+        try:
+            with self._checkpointer() as reader:
+                made = reader.restore(self.path, args=args)
+        except Exception as error:
+            raise damaged(
+                self.path, f"orbax cannot read it ({_short(error)})"
+            ) from error
+        return {name: np.asarray(array) for name, array in _leaves(made, "")}
+
+
+def _like(tree: Any, value: Any) -> Any:
+    if not isinstance(tree, dict):
+        return value
+    return {k: _like(v, value) for k, v in cast("dict[str, Any]", tree).items()}
+
+
+def _leaves(tree: Any, path: str) -> Any:
+    for name, value in tree.items():
+        below = f"{path}/{name}" if path else str(name)
+        if isinstance(value, dict):
+            yield from _leaves(value, below)
+        elif not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise ValueError(f"{below!r} is no array")
+        else:
+            yield below, value
+
+
+def _short(error: Exception) -> str:
+    return (
+        f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"
+        if str(error)
+        else (type(error).__name__)
+    )
