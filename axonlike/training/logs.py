@@ -1,0 +1,83 @@
+"""What steps return, fetched late and in groups, so that no step waits for numbers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from axonlike.spec import show
+
+AHEAD = 16
+"""So many steps may be under way at most; then the older half of them is waited for.
+
+It bounds the batches that are held in memory, and keeps old versions of JAX from a
+deadlock of steps that communicate.
+"""
+
+Sink = Callable[[int, dict[str, float]], None]
+
+
+class Logs:
+    """The metrics of steps that have been started, in order, each with its step."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._far = jax.default_backend() != "cpu"
+        self._pending: deque[tuple[int, Mapping[str, Any]]] = deque()
+
+    def push(self, step: int, logs: Mapping[str, Any]) -> None:
+        """Adds those of a step; waits only where too many steps are under way."""
+        self._pending.append((step, logs))
+        if len(self._pending) >= AHEAD:
+            self._take(AHEAD // 2)
+
+    def poll(self) -> None:
+        """Hands on what has been computed by now."""
+        count = 0
+        for _, logs in self._pending:
+            if not all(map(_is_ready, logs.values())):
+                break
+            count += 1
+        self._take(count)
+
+    def flush(self) -> None:
+        """Hands on everything, waiting for it."""
+        self._take(len(self._pending))
+
+    def _take(self, count: int) -> None:
+        group = [self._pending.popleft() for _ in range(count)]
+        if self._far:
+            for value in (v for _, logs in group for v in logs.values()):
+                if hasattr(value, "copy_to_host_async"):
+                    value.copy_to_host_async()
+        for step, logs in group:
+            self._sink(step, {name: number(name, v) for name, v in logs.items()})
+
+
+def number(name: str, value: Any) -> float:
+    """A metric as a Python float."""
+    try:
+        return float(np.asarray(value).item())
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"fit: expected metrics to be numbers, got {show(value)} for {name!r}. "
+            "Reduce it in the step, or leave it out of the logs."
+        ) from None
+
+
+def check(logs: Any) -> None:
+    """The logs of a first step are a dict, or an error that says so."""
+    if not isinstance(logs, Mapping):
+        raise TypeError(
+            f"fit: expected a step to return (state, logs), logs being a dict, got "
+            f"{type(logs).__name__} for the logs. Return {{'loss': loss}}."
+        )
+
+
+def _is_ready(value: Any) -> bool:
+    ready = getattr(value, "is_ready", None)
+    return True if ready is None else ready()
