@@ -119,9 +119,11 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike.training import callbacks, metrics
     from axonlike.training.checkpoint import load_checkpoint, save_checkpoint
     from axonlike.training.data import batches
+    from axonlike.training.evaluation import evaluate, predict_batches
     from axonlike.training.events import when
     from axonlike.training.fit import fit
-    from axonlike.training.loss import grad_fn, loss_fn
+    from axonlike.training.gradients import grad_fn
+    from axonlike.training.loss import loss_fn
     from axonlike.training.rates import learning_rate, with_learning_rate
     from axonlike.training.state import TrainState
     from axonlike.training.step import train_step
@@ -277,12 +279,14 @@ __all__ = [
     "TrainState",
     "batches",
     "callbacks",
+    "evaluate",
     "fit",
     "grad_fn",
     "learning_rate",
     "load_checkpoint",
     "loss_fn",
     "metrics",
+    "predict_batches",
     "save_checkpoint",
     "train_step",
     "when",
@@ -313,9 +317,11 @@ _ON_FIRST_USE = {
     "training.callbacks": (),
     "training.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "training.data": ("batches",),
+    "training.evaluation": ("evaluate", "predict_batches"),
     "training.events": ("when",),
     "training.fit": ("fit",),
-    "training.loss": ("grad_fn", "loss_fn"),
+    "training.gradients": ("grad_fn",),
+    "training.loss": ("loss_fn",),
     "training.metrics": (),
     "training.rates": ("learning_rate", "with_learning_rate"),
     "training.state": ("TrainState",),

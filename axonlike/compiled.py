@@ -14,7 +14,7 @@ import numpy as np
 
 from axonlike.deferred import Arg, Deferred, Edit, Mapped, On, Op, Site, base, token
 from axonlike.errors import PathError, ShapeError
-from axonlike.evaluate import evaluate
+from axonlike.evaluation import evaluate
 from axonlike.frame import Run
 from axonlike.layer import OPERATORS, Layer
 from axonlike.paths import join

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 from axonlike import initializers, text, values
 from axonlike.blame import here, hide
 from axonlike.errors import PathError, nearest
-from axonlike.evaluate import Apply, Predict, check_key, recorded, sites
+from axonlike.evaluation import Apply, Predict, check_key, recorded, sites
 from axonlike.frame import Frame
 from axonlike.initialize import materialize
 from axonlike.leaf import run_function, run_leaf

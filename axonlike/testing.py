@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.evaluate import evaluate
+from axonlike.evaluation import evaluate
 from axonlike.frame import Run, Taps
 from axonlike.layer import Layer
 from axonlike.spec import as_spec, is_unknown, names_of, show, size_of

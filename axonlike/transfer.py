@@ -9,7 +9,7 @@ import jax
 
 from axonlike import values
 from axonlike.errors import PathError, ShapeError
-from axonlike.evaluate import recorded
+from axonlike.evaluation import recorded
 from axonlike.initialize import Leaf, Recorder, arrays_of, put
 from axonlike.layer import Layer
 from axonlike.params import paths

@@ -20,7 +20,7 @@ LINES = (
     ("frame", "text"),
     ("initialize",),
     ("leaf",),
-    ("evaluate",),
+    ("evaluation",),
     ("layer",),
     ("tree",),
     ("combinators",),

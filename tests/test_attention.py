@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 from parity import close, drawn, normal, ours, reference, run
 
 import axonlike as al
-from axonlike.evaluate import evaluate
+from axonlike.evaluation import evaluate
 from axonlike.frame import Run
 from axonlike.layers.positions import alibi_slopes
 from axonlike.taps import Taps

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import axonlike as al
-from axonlike.evaluate import evaluate
+from axonlike.evaluation import evaluate
 from axonlike.frame import Frame, Run, Taps, fold_path
 
 KEY = jax.random.key(7)

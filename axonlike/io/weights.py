@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.evaluate import recorded
+from axonlike.evaluation import recorded
 from axonlike.initialize import Recorder, arrays_of, shardings_of
 from axonlike.io import npz, orbax, shards
 from axonlike.io.arrays import DTYPES, STATE, Entry, Item, as_keys, is_key, items

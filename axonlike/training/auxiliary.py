@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from axonlike.errors import PathError
-from axonlike.evaluate import evaluate
+from axonlike.evaluation import evaluate
 from axonlike.frame import Run
 from axonlike.layer import Layer
 from axonlike.params import paths, select
@@ -57,7 +57,9 @@ def auxiliary(
     if not aux:
         return Extra()
     for where, weight in aux.items():
-        if not callable(weight) and not isinstance(weight, (Real, jax.Array, np.ndarray)):
+        if not callable(weight) and not isinstance(
+            weight, (Real, jax.Array, np.ndarray)
+        ):
             raise TypeError(
                 f"aux: expected a weight or a function for {spelled(where)!r}, "
                 f"got {show(weight)}. Write {{glob: 0.01}}."
@@ -120,7 +122,8 @@ def _of_emitted(value: Any, copies: int, weight: Any, rows: Array | None) -> Arr
     if rows is not None and axes and value.shape[copies] == rows.shape[0]:
         mask = jnp.broadcast_to(
             jnp.expand_dims(
-                cast(Array, both(None, rows, value.shape[copies:])), tuple(range(copies))
+                cast(Array, both(None, rows, value.shape[copies:])),
+                tuple(range(copies)),
             ),
             value.shape,
         )

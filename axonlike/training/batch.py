@@ -29,12 +29,18 @@ class ShortDict(dict[str, Any]):
 
 def marked(batch: PyTree, batch_size: int) -> PyTree:
     """The batch, told that a full one has so many rows."""
-    kind = {tuple: ShortTuple, dict: ShortDict}.get(type(batch))
+    kinds: dict[Any, Any] = {tuple: ShortTuple, dict: ShortDict}
+    kind = kinds.get(cast(Any, type(batch)))
     if kind is None:
         return batch
     made = kind(batch)
     made.batch_size = batch_size
     return made
+
+
+def size_of(batch: PyTree) -> int | None:
+    """How many rows a full batch has, where a short one may come."""
+    return getattr(batch, "batch_size", None)
 
 
 def _flat_tuple(batch: ShortTuple) -> Any:
@@ -116,7 +122,7 @@ def as_arrays(batch: PyTree) -> PyTree:
     if kind is dict or kind is ShortDict:
         return {name: as_arrays(item) for name, item in batch.items()}
     if isinstance(batch, (jax.Array, np.ndarray, jax.core.Tracer)):
-        return batch
+        return cast(Any, batch)
     if isinstance(batch, Mapping):
         return as_arrays(dict(cast("Mapping[str, Any]", batch)))
     if hasattr(kind, "_fields"):
@@ -156,8 +162,9 @@ def padded(batch: PyTree, size: int) -> Padded:
     index = np.arange(size) % count
 
     def longer(x: Any) -> Any:
-        traced = isinstance(x, jax.core.Tracer)
-        return jnp.take(x, index, 0) if traced else np.asarray(x)[index]
+        if isinstance(x, jax.core.Tracer):
+            return jnp.take(cast(Any, x), index, 0)
+        return np.asarray(x)[index]
 
     return Padded(jax.tree.map(longer, batch), rows)
 
@@ -170,7 +177,7 @@ def over(mask: Any, shape: tuple[int, ...], what: str) -> Array:
             "Give it one truth value for each example, or for each element.",
         )  # fmt: skip
     wide = jnp.reshape(mask, (*mask.shape, *(1,) * (len(shape) - mask.ndim)))
-    return jnp.broadcast_to(wide, shape) != 0
+    return jnp.broadcast_to(wide, shape).astype(bool)
 
 
 def both(

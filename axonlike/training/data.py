@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -46,7 +47,7 @@ class Batches:
         for step in range(start, len(self)):
             first = step * self.batch_size
             chosen = order[first : first + self.batch_size]
-            batch = jax.tree.map(lambda x, i=chosen: x[i], self.arrays)
+            batch = jax.tree.map(operator.itemgetter(chosen), self.arrays)
             self._position = (epoch, step + 1)
             yield marked(batch, self.batch_size) if short else batch
 
@@ -111,8 +112,14 @@ def batches(
         >>> shuffled.get_state()
         {'seed': [0], 'epoch': 0, 'step': 1}
     """
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batches: batch_size must be a positive int, got {batch_size!r}.")
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, int)
+        or batch_size < 1
+    ):
+        raise ValueError(
+            f"batches: batch_size must be a positive int, got {batch_size!r}."
+        )
     data = jax.tree.map(np.asarray, as_arrays(arrays))
     made = Batches(data, batch_size, _words(key), drop_last)
     if not len(made):

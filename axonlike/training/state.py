@@ -32,7 +32,9 @@ class TrainState(NamedTuple):
     Example:
         >>> import jax, optax, axonlike as al
         >>> model = al.dense(1)
-        >>> step = al.train_step(model, lambda y, batch: (y - batch[1]) ** 2, optax.sgd(0.1))
+        >>> def loss(y, batch):
+        ...     return optax.l2_loss(y, batch[1])
+        >>> step = al.train_step(model, loss, optax.sgd(0.1))
         >>> params, state = model.init(jax.random.key(0), (None, 3))
         >>> ts = step.start(params, state, key=jax.random.key(1))
         >>> isinstance(ts, al.TrainState), int(ts.step)
@@ -81,7 +83,8 @@ def next_scale(before: LossScale, finite: Array) -> LossScale:
 
 def all_finite(tree: PyTree) -> Array:
     """Whether every number of a tree is finite."""
-    found = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    leaves: list[Any] = jax.tree.leaves(tree)
+    found = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from axonlike.evaluate import check_key
+from axonlike.evaluation import check_key
 from axonlike.layer import Layer
 from axonlike.params import merge
 from axonlike.selector import Where
 from axonlike.spec import show
 from axonlike.training.auxiliary import Aux
-from axonlike.training.batch import as_arrays, padded
-from axonlike.training.loss import Loss, Out, check_count, grad_fn, parted
-from axonlike.training.metrics import Logs, named
+from axonlike.training.batch import as_arrays, padded, size_of
+from axonlike.training.evaluation import Evaluation
+from axonlike.training.gradients import check_count, grad_fn, parted
+from axonlike.training.loss import Loss, Out
+from axonlike.training.metric import Logs, named
 from axonlike.training.state import (
     LossScale,
     TrainState,
@@ -32,7 +35,9 @@ from axonlike.types import Array, Key, Params, PyTree, State
 class TrainStep:
     """A training step `(ts, batch) -> (ts, logs)`; made by `train_step`."""
 
-    def __init__(self, model: Layer, loss: Loss, optimizer: Any, **options: Any) -> None:
+    def __init__(
+        self, model: Layer, loss: Loss, optimizer: Any, **options: Any
+    ) -> None:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.where: Where = options.pop("where")
         self.ema: float | None = options.pop("ema")
@@ -45,7 +50,9 @@ class TrainStep:
         self._grads = grad_fn(model, loss, where=self.where, **options)
         self._donated = jax.jit(self._step, donate_argnums=0)
 
-    def start(self, params: Params, state: State, *, key: Key | None = None) -> TrainState:
+    def start(
+        self, params: Params, state: State, *, key: Key | None = None
+    ) -> TrainState:
         """The state that training starts with; it has copies of all arrays.
 
         Args:
@@ -82,7 +89,28 @@ class TrainStep:
             `(ts, logs)`: the next state, and numbers by name, `"loss"` the first.
         """
         batch, rows = self._full(batch)
-        return self._donated(ts, batch, rows)
+        return cast(Any, self._donated)(ts, batch, rows)
+
+    def evaluate(self, ts: TrainState, data: Iterable[Any]) -> dict[str, Any]:
+        """The losses and metrics of the model as it is, in inference, over all batches.
+
+        Auxiliary losses are left out.
+
+        Args:
+            ts: a state.
+            data: an iterable of batches.
+
+        Returns:
+            Python floats by name, `"loss"` the first.
+        """
+        return self._evaluation(ts.params, ts.model_state, data, self.batch_size)
+
+    @cached_property
+    def _evaluation(self) -> Evaluation:
+        some = self.options
+        return Evaluation(
+            self.model, self.loss, some["weights"], some["metrics"], some["precision"]
+        )
 
     def lower(self, ts: TrainState, batch: PyTree) -> Any:
         """The step as JAX lowers it for such arguments: its text, its compilation.
@@ -99,7 +127,7 @@ class TrainStep:
 
     def _full(self, batch: PyTree) -> tuple[PyTree, Any]:
         """The batch as arrays, filled up where its full size is known."""
-        size = self.batch_size or getattr(batch, "batch_size", None)
+        size = self.batch_size or size_of(batch)
         batch = as_arrays(batch)
         if size is None:
             return batch, None
@@ -132,14 +160,22 @@ class TrainStep:
     def _scale(self, state: LossScale | None) -> Array | None:
         if self.loss_scale is None:
             return None
-        return jnp.asarray(self.loss_scale, jnp.float32) if state is None else state.scale
+        return (
+            jnp.asarray(self.loss_scale, jnp.float32) if state is None else state.scale
+        )
 
-    def _scaled(self, before: TrainState, after: TrainState, grads: PyTree) -> TrainState:
+    def _scaled(
+        self, before: TrainState, after: TrainState, grads: PyTree
+    ) -> TrainState:
         """With a dynamic scale: the state as before where a gradient is not finite."""
         if before.loss_scale is None:
             return after
         finite = all_finite(grads)
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+
+        def chosen(new: Any, old: Any) -> Array:
+            return jnp.where(finite, new, old)
+
+        kept: TrainState = jax.tree.map(chosen, after, before)
         return kept._replace(loss_scale=next_scale(before.loss_scale, finite))
 
     def _averaged(self, before: TrainState, after: TrainState) -> Params | None:
@@ -216,8 +252,8 @@ def train_step(
     Example:
         >>> import jax, jax.numpy as jnp, optax, axonlike as al
         >>> model = al.dense(8) >> jax.nn.relu >> al.dense(3)
-        >>> def loss(predictions, batch):
-        ...     return optax.softmax_cross_entropy_with_integer_labels(predictions, batch[1])
+        >>> def loss(y, batch):
+        ...     return optax.softmax_cross_entropy_with_integer_labels(y, batch[1])
         >>> step = al.train_step(model, loss, optax.adam(0.1))
         >>> params, state = model.init(jax.random.key(0), (None, 4))
         >>> ts = step.start(params, state, key=jax.random.key(1))
