@@ -41,9 +41,10 @@ from axonlike.combinators.lifted import (
 from axonlike.combinators.over_time import bidirectional, scan
 from axonlike.combinators.tying import tie
 from axonlike.combinators.wire import wire
-from axonlike.compiled import compile, value_and_grads
+from axonlike.compiled import compile
 from axonlike.deferred import arg, defer, index, on, site
 from axonlike.errors import PathError, ShapeError
+from axonlike.gradients import value_and_grads
 from axonlike.layer import Cell, Layer, layer, lift
 from axonlike.layers.alpha_dropout import alpha_dropout, feature_alpha_dropout
 from axonlike.layers.attention import attention, projection
@@ -106,6 +107,7 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike import testing
     from axonlike.adapters import adapter, lora, merge_lora
     from axonlike.inspect.ledger import ledger, max_compiles
+    from axonlike.io.weights import load, save
     from axonlike.policy import Cast, casts, precision
     from axonlike.surgery import (
         find,
@@ -294,6 +296,9 @@ __all__ = [
     # models looked at, and what went wrong
     "ledger",
     "max_compiles",
+    # files
+    "load",
+    "save",
     # errors
     "PathError",
     "ShapeError",
@@ -303,6 +308,7 @@ __all__ = [
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
     "inspect.ledger": ("ledger", "max_compiles"),
+    "io.weights": ("load", "save"),
     "policy": ("Cast", "casts", "precision"),
     "surgery": (
         "find",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -12,8 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.deferred import Arg, Deferred, Edit, Mapped, On, Op, Site, base, token
-from axonlike.errors import PathError, ShapeError
+from axonlike.deferred import (
+    UNFILLED,
+    Arg,
+    Deferred,
+    Edit,
+    Mapped,
+    On,
+    Op,
+    Site,
+    base,
+    ends,
+    token,
+)
+from axonlike.edits import (
+    edited,
+    is_traced,
+    nowhere_unless,
+    part_of,
+    put,
+    replaced,
+)
+from axonlike.errors import PathError
 from axonlike.evaluation import evaluate
 from axonlike.frame import Run
 from axonlike.layer import OPERATORS, Layer
@@ -30,8 +51,7 @@ from axonlike.sites import (
     segments,
     within,
 )
-from axonlike.spec import show
-from axonlike.taps import Taps
+from axonlike.taps import Taps, ran
 
 _MOST_COMPILED = 64
 """How many compilations a model remembers, so that equal ones are traced once."""
@@ -86,15 +106,27 @@ def _selected(value: Any, axis: int, step: Step, env: _Env) -> Any:
     if isinstance(chosen, Deferred):
         chosen = _numbers(step, env.value(chosen))
     index = (slice(None),) * axis + (chosen,)
-    return jax.tree.map(operator.itemgetter(index), value)
+    return jax.tree.map(partial(part_of, index=index), value)
 
 
 def _numbers(step: Step, chosen: Any) -> Any:
-    """Which copies are meant, from 0 on; an error where a plain number is none."""
+    """Which copies are meant, from 0 on; an error where a plain number is none.
+
+    Of numbers that are known only when the program runs, one that is none becomes the
+    number of copies, which is none either.
+    """
+    number, site = step.copies.number, step.site
     if isinstance(chosen, (int, np.integer)):
-        chosen = within(int(cast(Any, chosen)), step.copies.number, step.site)
-    found = jnp.asarray(chosen, jnp.int32)
-    return jnp.where(found < 0, found + step.copies.number, found)
+        chosen = within(int(cast(Any, chosen)), number, site)
+    found = jnp.asarray(chosen)
+    if not jnp.issubdtype(found.dtype, jnp.integer):
+        raise TypeError(f"activation: copies of {site[:-2]!r} are chosen by integers.")
+    if not is_traced(found):
+        for each in np.asarray(found).ravel():
+            within(int(each), number, site)
+    found = found.astype(jnp.int32)
+    found = jnp.where(found < 0, found + number, found)
+    return jnp.where((found < 0) | (found >= number), number, found)
 
 
 # --- values in a run
@@ -118,6 +150,8 @@ class _Env:
             return {name: self.value(item) for name, item in items}
         if type(node) in (tuple, list):
             return type(node)(map(self.value, node))
+        if isinstance(node, slice):
+            return slice(*map(self.value, ends(node)))
         return jax.tree.map(self._leaf, node, is_leaf=_is_deferred)
 
     def _leaf(self, node: Any) -> Any:
@@ -132,33 +166,38 @@ class _Env:
             args = list(map(self.value, node.args))
             kwargs = {name: self.value(item) for name, item in node.kwargs.items()}
             if node.function is operator.getitem:
-                _check_index(*args)
+                return part_of(*args)
             return node.function(*args, **kwargs)
         if isinstance(node, Site):
             found = self.readers[node]
-            values = {p: r.value(self._taken(p, r), self) for p, r in found.items()}
+            values = {path: self._read(node, path, r) for path, r in found.items()}
             return values.popitem()[1] if _is_one(node, found) else values
         raise TypeError(f"deferred: expected an expression, got {node!r}.")
 
-    def _taken(self, path: str, reader: _Reader) -> Mapping[str, Any]:
-        missing = [site for site in reader.sites() if site not in self.taken]
-        if missing:
+    def _read(self, node: Site, path: str, reader: _Reader) -> Any:
+        """What a site holds; where it did not run, what is to be in its place."""
+        sites = reader.sites()
+        if not all(site in self.taken for site in sites):
             raise PathError(
                 "activation", path, list(self.taken),
-                "It was not reached: it comes later, or inside a choice that may not run.",
+                "The run did not come to it: nothing calls it there.",
             )  # fmt: skip
-        return self.taken
+        value = reader.value(self.taken, self)
+        if not any(ran(site) in self.taken for site in sites):
+            return value
+        if node.filled is UNFILLED:
+            raise ValueError(
+                f"activation: {path!r} may not run. Say what is read where it does not, "
+                "in every place: .fill(0.0)."
+            )
+        marks = {site: self._ran(site) for site in sites}
+        new = edited("set", path, value, self.value(node.filled))
+        return jax.tree.map(jnp.where, reader.value(marks, self), value, new)
 
-
-def _check_index(value: Any, index: Any) -> None:
-    """Refuses a plain number out of range, which JAX would clamp to the last item."""
-    shape = getattr(value, "shape", None)
-    each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
-    plain = tuple(slice(None) if isinstance(i, slice) else i for i in each)
-    kinds = (int, np.integer, slice, type(None), type(Ellipsis))
-    known = shape is not None and all(isinstance(i, kinds) for i in plain)
-    if known and all(isinstance(n, int) for n in cast("tuple[Any, ...]", shape)):
-        np.broadcast_to(np.zeros(()), cast("tuple[int, ...]", shape))[plain]
+    def _ran(self, site: str) -> Any:
+        """Where a site ran: as the value there, of booleans."""
+        everywhere = jax.tree.map(partial(jnp.ones_like, dtype=bool), self.taken[site])
+        return self.taken.get(ran(site), everywhere)
 
 
 def _is_one(node: Site, found: Mapping[str, Any]) -> bool:
@@ -174,11 +213,11 @@ def _is_one(node: Site, found: Mapping[str, Any]) -> bool:
 def _nodes(tree: Any, *, runs: bool = True) -> Iterator[Deferred]:
     """Every expression in a pytree, those inside of others too, of other runs or not."""
     for leaf in jax.tree.leaves(tree, is_leaf=_is_deferred):
+        if isinstance(leaf, slice):
+            yield from _nodes(list(ends(leaf)), runs=runs)
         if isinstance(leaf, Deferred):
             yield leaf
-            if isinstance(leaf, Site):
-                yield from (s for s in leaf.path if isinstance(s, Deferred))
-            elif runs or not isinstance(leaf, On):
+            if runs or not isinstance(leaf, On):
                 yield from _nodes(list(leaf.parts), runs=runs)
 
 
@@ -212,66 +251,22 @@ def _changed(
 ) -> Any:
     """What an edit makes of the value at its target."""
     indices = env.value(cast(Any, base(edit.target))[1])
-    return _put(value, indices, lambda part: _part(edit, part, env, at, place))
+    return put(value, indices, lambda part: _part(edit, part, env, at, place))
 
 
 def _part(edit: Edit, part: Any, env: _Env, at: Mapping[str, Any], place: Place) -> Any:
+    name = repr(edit.target)
     if edit.verb == "map":
         op = cast(Op, edit.value)
         rest = map(env.value, op.args[1:])
         kwargs = {name: env.value(item) for name, item in op.kwargs.items()}
-        return _fitted(edit, op.function(part, *rest, **kwargs), part)
+        return replaced(name, part, op.function(part, *rest, **kwargs))
     operand = env.value(edit.value)
     if edit.verb == "copy":  # one for each copy, along its leading axes
         chosen = sum((_along(axis, env, at) for axis in place.axes), ())
-
-        def plus(here: Any, each: Any) -> Any:
-            return here + each[chosen]
-
-        return jax.tree.map(plus, part, operand)
-    if edit.verb == "set":
-        return _fitted(edit, operand, part)
-    number = jnp.asarray(operand, part.dtype)
-    if edit.verb == "add":
-        return part + _fitted(edit, number, part)
-    if edit.verb == "scale":
-        return part * _fitted(edit, number, part)
-    if edit.verb == "rotate":
-        return _fitted(edit, part @ number, part)
-    long = jnp.sqrt(jnp.sum(jnp.square(number), -1, keepdims=True))
-    unit = _fitted(edit, number / jnp.broadcast_to(long, number.shape), part)
-    along = jnp.sum(part * unit, -1, keepdims=True)
-    return part - jnp.broadcast_to(along, part.shape) * unit
-
-
-def _fitted(edit: Edit, new: Any, part: Any) -> Any:
-    """A new value in the shape and dtype of what it replaces."""
-    if isinstance(part, (tuple, list, dict)):
-        return new
-    new = jnp.asarray(new)
-    try:
-        return jnp.broadcast_to(new, part.shape).astype(part.dtype)
-    except ValueError:
-        raise ShapeError(
-            "edit", f"what fits {edit.target!r}, {show(part)}", show(new),
-            "Give a value that broadcasts to it.",
-        ) from None  # fmt: skip
-
-
-def _put(value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
-    """A value with a part of it changed."""
-    if not indices:
-        return change(value)
-    first, *rest = indices
-    if isinstance(value, (tuple, list)):
-        items = list(cast("list[Any]", value))
-        items[first] = _put(items[first], tuple(rest), change)
-        return type(cast(Any, value))(items)
-    if isinstance(value, dict):
-        items = cast("dict[Any, Any]", value)
-        return {**items, first: _put(items[first], tuple(rest), change)}
-    _check_index(value, first)
-    return value.at[first].set(_put(value[first], tuple(rest), change))
+        operand = jax.tree.map(operator.itemgetter(chosen), operand)
+        return jax.tree.map(jnp.add, part, operand)
+    return edited(edit.verb, name, part, operand)
 
 
 # --- the compiled function
@@ -331,6 +326,7 @@ class Compiled:
         runs = {node.run: None for node in nodes if isinstance(node, On)}
         names = {node.name: None for node in nodes if isinstance(node, Arg)}
         self.arguments = (*names, *runs)
+        _check_arguments(names, runs)
         here = _sites([tree, *(list(edit) for edit in edits)])
         targets = [cast(Site, cast(Any, base(edit.target))[0]) for edit in edits]
         self._main = _Plan(self.model, _reads(here, targets, edits), edits)
@@ -402,6 +398,15 @@ class Compiled:
         return f"compile({self.tree!r}{edits})"
 
 
+def _check_arguments(names: Iterable[str], runs: Iterable[str]) -> None:
+    both = sorted({*names} & {*runs})
+    if both:
+        raise ValueError(
+            f"compile: {both[0]!r} is the input of a run and an argument. "
+            "Rename one of them."
+        )
+
+
 def _model_of(nodes: list[Any], model: Layer | None) -> Layer:
     models = {
         n.model: None for n in nodes if isinstance(n, Site) and n.model is not None
@@ -428,6 +433,14 @@ def _reads(here: list[Site], targets: list[Site], edits: Any) -> list[Site]:
     return left
 
 
+class NoEffectError(ValueError):
+    """An edit that changes nothing that is read; `number` is its place in the list."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
 class _Plan:
     """What one run of a model reads and edits."""
 
@@ -448,37 +461,42 @@ class _Plan:
         }
         self.places = [[p for t in each for p in places(t, points)] for each in targets]
         self.points = {site: tuple(sorted(numbers)) for site, numbers in points.items()}
+        self.reads = _sites_of(self.readers.values())
+        self.filled = _sites_of(
+            each for site, each in self.readers.items() if site.filled is not UNFILLED
+        )
 
     def run(
         self, params: Any, state: Any, x: Any, key: Any, train: bool, env: _Env
     ) -> None:
         """Runs the model as far as it is read; what was taken goes into `env`."""
         env.readers = self.readers
-        sites = [
-            site
-            for each in self.readers.values()
-            for reader in each.values()
-            for site in reader.sites()
-        ]
         applied: set[int] = set()
         indexed = _by_site(self.edits, self.places, env, applied)
         taps = Taps(
-            reads=frozenset(sites),
+            reads=self.reads,
             indexed=MappingProxyType(indexed),
             points=MappingProxyType(self.points),
             stop=True,
+            filled=self.filled,
         )
         taken: dict[str, Any] = {}
         env.taken = taken
-        if sites or self.edits:
+        if self.reads or self.edits:
             run = Run(key, train, taps=taps)
             evaluate(self.model, params, state, x, run, taken)
         for i, edit in enumerate(self.edits):
             if i not in applied:
-                raise ValueError(
-                    f"edits: {edit!r} has no effect: what is read does not need it, or "
-                    "comes before it. Read something later, or leave it out."
-                )
+                raise NoEffectError(
+                    i, f"edits: {edit!r} has no effect: what is read does not need it, or "
+                    "comes before it. Read something later, or leave it out.",
+                )  # fmt: skip
+
+
+def _sites_of(readers: Iterable[Mapping[str, _Reader]]) -> frozenset[str]:
+    """Every site that readers read."""
+    found = [reader.sites() for each in readers for reader in each.values()]
+    return frozenset(site for sites in found for site in sites)
 
 
 def _by_site(
@@ -508,26 +526,31 @@ def _conditional(
 ) -> Any:
     """The edited value, where this copy is one of those that the edit is for."""
     holds: Any = None
+    known: Any = None
     for condition in place.conditions:
-        here = _holds_at(condition, env, at)
+        here, there = _holds_at(condition, env, at)
         holds = here if holds is None else holds & here
+        known = there if known is None else known & there
     if holds is None:
         return _changed(edit, value, env, at, place)
 
     def changed(value: Any) -> Any:
-        return _changed(edit, value, env, at, place)
+        return nowhere_unless(known, _changed(edit, value, env, at, place))
 
-    return cast(Any, jax.lax.cond(holds, changed, _same, value))
+    return cast(Any, jax.lax.cond(holds | ~known, changed, _same, value))
 
 
 def _same(value: Any) -> Any:
     return value
 
 
-def _holds_at(condition: Condition, env: _Env, at: Mapping[str, Any]) -> Any:
-    """Whether this copy is one of those chosen."""
+def _holds_at(
+    condition: Condition, env: _Env, at: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Whether this copy is one of those chosen, and whether those are copies at all."""
     numbers = jnp.atleast_1d(_numbers(condition.step, env.value(condition.chosen)))
-    return jnp.any(numbers == _copy(condition, at))
+    chosen = jnp.any(numbers == _copy(condition, at))
+    return chosen, jnp.all(numbers < condition.step.copies.number)
 
 
 def _along(axis: Condition, env: _Env, at: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -542,76 +565,6 @@ def _copy(condition: Condition, at: Mapping[str, Any]) -> Any:
     """The number of this copy."""
     copy = condition.copy
     return jnp.asarray(copy if isinstance(copy, int) else at[copy], jnp.int32)
-
-
-def _zeros(spec: Any) -> Any:
-    return jnp.zeros(spec.shape, spec.dtype)
-
-
-def value_and_grads(
-    expression: Deferred,
-    *,
-    wrt: Any,
-    edits: Iterable[Any] = (),
-    model: Layer | None = None,
-) -> Callable[..., Any]:
-    """A pure function of an expression's value and its gradients for activations.
-
-    All gradients come from one backward pass. They are those for what the sites hold after
-    `edits`.
-
-    Args:
-        expression: a scalar.
-        wrt: a pytree of activations.
-        edits: as for `compile`.
-        model: as for `compile`.
-
-    Shapes:
-        gradients: those of the activations.
-
-    Raises:
-        PathError: a path means no activation.
-        ValueError: an activation does not matter to the expression.
-        TypeError: `wrt` has something else than activations, or slices of them.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, axonlike as al
-        >>> model = al.serial(body=al.dense(8), head=al.dense(1))
-        >>> params, state = model.init(jax.random.key(0), (None, 4))
-        >>> function = al.value_and_grads(model["output"].sum(), wrt=[model["body"]])
-        >>> value, (gradient,) = function(params, state, jnp.ones((3, 4)))
-        >>> gradient.shape
-        (3, 8)
-    """
-    sites, structure = cast(
-        Any, jax.tree.flatten(wrt, is_leaf=lambda x: isinstance(x, Deferred))
-    )
-    for site in sites:
-        if not isinstance(site, Deferred) or base(site) is None:
-            raise TypeError(
-                "value_and_grads: wrt must be activations, or slices of them, got "
-                f"{site!r}."
-            )
-    edits = list(edits)
-    read = compile([expression, *sites], edits, model)
-    names = [f"wrt {i}" for i in range(len(sites))]
-    added = [
-        Edit(site, "copy", Arg(name)) for site, name in zip(sites, names, strict=True)
-    ]
-    with_added = compile(expression, [*edits, *added], read.model)
-
-    def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
-        shapes = jax.eval_shape(lambda: read(params, state, x, **arguments))
-        zeros = jax.tree.map(_zeros, shapes[1:])
-
-        def loss(zeros: Any) -> Any:
-            extra = dict(zip(names, zeros, strict=True))
-            return with_added(params, state, x, **arguments, **extra)
-
-        value, grads = jax.value_and_grad(loss)(zeros)
-        return value, jax.tree.unflatten(structure, grads)
-
-    return function
 
 
 OPERATORS["compile"] = cast(Any, compile)

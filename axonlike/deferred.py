@@ -19,6 +19,16 @@ from axonlike.layer import OPERATORS, Layer
 from axonlike.sites import resolve
 
 
+class _Unfilled:
+    """The type of `UNFILLED`."""
+
+    __slots__ = ()
+
+
+UNFILLED = _Unfilled()
+"""That nothing is in the place of an activation that does not run."""
+
+
 class Deferred:
     """A value inside a run of a model: immutable, without arrays, not computed yet.
 
@@ -100,6 +110,21 @@ class Deferred:
         """Where the two differ."""
         return Op(operator.ne, (self, other), {})
 
+    def fill(self, value: Any) -> Deferred:
+        """This activation, and a value in its place where it does not run.
+
+        Inside the choices of `cond` and `switch` it may not.
+        """
+        node: Any = self
+        if isinstance(node, Site):
+            return Site(node.model, node.path, value)
+        if base(node) is None:
+            raise TypeError(
+                f"fill: only an activation may not run, got {self!r}. "
+                "Write model['path'].fill(0.0) first, and go on from there."
+            )
+        return Op(operator.getitem, (node.args[0].fill(value), node.args[1]), {})
+
     # --- edits
 
     def set(self, value: Any) -> Edit:
@@ -135,27 +160,32 @@ class Deferred:
 class Site(Deferred):
     """An activation of a model by path; `model["path"]` and `site("path")` make it."""
 
-    __slots__ = ("model", "path")
+    __slots__ = ("filled", "model", "path")
 
-    def __init__(self, model: Layer | None, path: tuple[Any, ...]) -> None:
-        self.model, self.path = model, path
+    def __init__(
+        self, model: Layer | None, path: tuple[Any, ...], filled: Any = UNFILLED
+    ) -> None:
+        self.model, self.path, self.filled = model, path, filled
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """Its model and path."""
-        return self.model, self.path
+        """Its model and path, and what is in its place where it does not run."""
+        return self.model, self.path, self.filled
 
     def __repr__(self) -> str:
-        return "/".join(map(str, self.path))
+        text = "/".join(map(_step, self.path))
+        return (
+            text if self.filled is UNFILLED else f"{text}.fill({_brief(self.filled)})"
+        )
 
 
 class Arg(Deferred):
     """An argument of the compiled function, by name."""
 
-    __slots__ = ("name", "static")
+    __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = _argument("arg", name)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -172,7 +202,7 @@ class On(Deferred):
     __slots__ = ("expression", "run")
 
     def __init__(self, run: str, expression: Deferred) -> None:
-        self.run, self.expression = run, expression
+        self.run, self.expression = _argument("on", run), expression
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -259,6 +289,9 @@ def arg(name: str) -> Deferred:
     Shapes:
         As it is passed.
 
+    Raises:
+        ValueError: the compiled function has a parameter of that name anyway.
+
     Example:
         >>> import axonlike as al
         >>> al.site("conv1") * al.arg("weight")
@@ -271,6 +304,8 @@ def index(name: str) -> Deferred:
     """A number of a copy in a path, which the compiled function takes by keyword.
 
     As it is traced, a sweep over all copies is one compiled function and one `jax.vmap`.
+    A number that is no copy's is an error; where it is known only when the program runs,
+    what is read there or edited becomes NaN (of integers, the lowest).
 
     Args:
         name: of the keyword.
@@ -361,6 +396,21 @@ def _located(model: Layer | None, parts: tuple[Any, ...]) -> Deferred:
     return found[rest[0] if len(rest) == 1 else rest] if rest else found
 
 
+_TAKEN = ("key", "params", "self", "state", "train", "x")
+
+
+def _argument(what: str, name: Any) -> str:
+    """A name for an argument of the compiled function that is not one of its own."""
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{what}: expected a name, a non-empty str, got {name!r}.")
+    if name in _TAKEN:
+        raise ValueError(
+            f"{what}: the compiled function has a parameter {name!r} of its own. "
+            "Choose another name."
+        )
+    return name
+
+
 def token(node: Any) -> Any:
     """A value that two equal expressions have in common."""
     if isinstance(node, Deferred):
@@ -373,7 +423,14 @@ def token(node: Any) -> Any:
         return "dict", tuple((key, token(value)) for key, value in pairs)
     if isinstance(node, Layer):
         return node.identity
+    if isinstance(node, slice):
+        return "slice", tuple(map(token, ends(node)))
     return values.token(node, id)
+
+
+def ends(part: Any) -> tuple[Any, Any, Any]:
+    """Start, stop and step of a slice, which may be expressions."""
+    return part.start, part.stop, part.step
 
 
 _SIGNS: dict[Callable[..., Any], str] = {
@@ -406,10 +463,15 @@ def _index(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_index, cast("tuple[Any, ...]", value)))
     if isinstance(value, slice):
-        ends: list[Any] = [cast(Any, value).start, cast(Any, value).stop]
-        ends += [cast(Any, value).step] if cast(Any, value).step else []
-        return ":".join("" if end is None else str(end) for end in ends)
+        start, stop, step = ends(value)
+        shown = (start, stop) if step is None else (start, stop, step)
+        return ":".join("" if end is None else str(end) for end in shown)
     return "..." if value is Ellipsis else _brief(value)
+
+
+def _step(part: Any) -> str:
+    """One step of a path: a name, a number or a slice of copies."""
+    return _index(part) if isinstance(part, slice) else str(part)
 
 
 def _brief(value: Any) -> str:

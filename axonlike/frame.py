@@ -10,7 +10,7 @@ gathers leaves it as values, so that nothing outlives the transformation.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from types import MappingProxyType
@@ -24,7 +24,7 @@ from axonlike.names import Place, closed
 from axonlike.paths import check_name, join
 from axonlike.signature import SPECIAL, Signature
 from axonlike.spec import same, show
-from axonlike.taps import Taps
+from axonlike.taps import Start, Stop, Taps
 from axonlike.types import Key, Params, PyTree, State
 
 _NO_KWARGS: Mapping[str, Any] = {}
@@ -44,6 +44,10 @@ class Run(NamedTuple):
     """The dtype in which init makes params here; None: the layer's own."""
     around: Any = None
     """What runs a layer in place of itself: `around(frame, args, kwargs, method, name)`."""
+    numbered: bool = False
+    """Whether every pass of a lifted layer knows its number, drawing keys or not."""
+    stepwise: bool = False
+    """Whether every step of a recurrence goes through the door."""
 
 
 class Frame:
@@ -51,6 +55,7 @@ class Frame:
 
     __slots__ = (
         "at",
+        "before",
         "given",
         "indices",
         "keypath",
@@ -91,6 +96,7 @@ class Frame:
         self.trace: Any = None
         self.at: Mapping[str, Any] = _NO_KWARGS
         self.open = True
+        self.before: frozenset[str] = frozenset()
 
     def call(
         self,
@@ -107,19 +113,22 @@ class Frame:
         runs its body several times says by `use` which time this is.
         """
         frame, name = self._enter(slot, method, use)
+        start = self.run.taps.pending if self.run.taps and method == "apply" else None
+        if start is not None and not self._leads_to(start, slot, frame.site, name):
+            return start.at(frame.site if name else "")
         before = frame.state
-        if not name:
-            y = frame.evaluate(args, kwargs, method, self, name)
-        else:
-            with jax.named_scope(name):
+        try:
+            if not name:
                 y = frame.evaluate(args, kwargs, method, self, name)
-                if self.run.taps is not None and method == "apply":
-                    y = self.run.taps.visit(frame.site, y, self)
-        if frame.state is not before:
-            self._check_trace(slot)
-            path = self.places[slot].path
-            new = frame.state if path else {**self.state, **frame.state}
-            self.state = _put(self.state, path, new)
+            else:
+                with jax.named_scope(name):
+                    y = frame.evaluate(args, kwargs, method, self, name)
+                    if self.run.taps is not None and method == "apply":
+                        y = self.run.taps.visit(frame.site, y, self)
+        except Stop:
+            self._take_state(slot, before, frame.state)
+            raise
+        self._take_state(slot, before, frame.state)
         if method == "apply":
             self.trail.append((name, y))
         return y
@@ -157,13 +166,15 @@ class Frame:
         stack: int | None = None,
         copy: Any = None,
         inline: bool = False,
+        ends: bool = False,
     ) -> Frame:
         """This frame one index step lower, or inside a transformed function.
 
         `index` tells this pass from the others to the keys of layers below; `stack` says,
         for init, how many copies of each param this pass stands for (-1: one of several,
         told apart by `index`); `copy` which copy this is, for edits. `inline` says that no
-        transformation lies between: what is read there is read here.
+        transformation lies between: what is read there is read here. `ends`, that the
+        transformed function ends early where all has been read: see `outcome`.
         """
         site = self.site
         if step is not None:
@@ -181,7 +192,8 @@ class Frame:
         )  # fmt: skip
         frame.given, frame.trail = self.given, list(self.trail)
         frame.at = self.at if copy is None else {**self.at, join(self.site, "*"): copy}
-        frame.open = inline and self.open
+        frame.open = (inline or ends) and self.open
+        frame.before = self.before if inline else self.before.union(self.taken)
         if inline:
             frame.taken = self.taken
         if step is not None and self.run.recorder is None:
@@ -192,6 +204,39 @@ class Frame:
         """Takes over the state and the reads of an `under` frame of the same trace."""
         self.state = frame.state
         self.taken.update(frame.taken)
+
+    def outcome(
+        self, run: Callable[[], PyTree]
+    ) -> tuple[PyTree, State, dict[str, Any]]:
+        """What leaves a transformed function: output, state and reads.
+
+        The output is None where all has been read before it was there.
+        """
+        try:
+            y = run()
+        except Stop:
+            y = None
+        return y, self.state, self.taken
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the run ends here, all that was asked for having been read."""
+        taps = self.run.taps
+        if taps is None or not taps.stop or not self.open:
+            return False
+        return all(site in self.taken or site in self.before for site in taps.reads)
+
+    def copy(self, run: Callable[[Frame], PyTree]) -> PyTree:
+        """What one of several copies returns, this frame's own site.
+
+        Before the copy in which a run begins, nothing is run.
+        """
+        taps = self.run.taps
+        if taps is None:
+            return run(self)
+        if taps.pending is not None and not taps.pending.below(self.site):
+            return taps.pending.at(self.site)
+        return taps.visit(self.site, run(self), self)
 
     def child_params(self, slot: str) -> Params:
         """The params of a child, to read (tied weights); as it has them in wrappers."""
@@ -257,7 +302,7 @@ class Frame:
                 place.below, _again(self.site, use), _again(self.keypath, use),
                 self.indices, self.stack, self.taken,
             )  # fmt: skip
-            frame.at, frame.open = self.at, self.open
+            frame.at, frame.open, frame.before = self.at, self.open, self.before
             return frame, ""
         name = step = path[0] if len(path) == 1 else "/".join(path)
         count = self._use(slot, method)
@@ -269,7 +314,7 @@ class Frame:
             f"{self.keypath}/{step}" if self.keypath else step,
             self.indices, self.stack, self.taken,
         )  # fmt: skip
-        frame.at, frame.open = self.at, self.open
+        frame.at, frame.open, frame.before = self.at, self.open, self.before
         return frame, name
 
     def _own(self, slot: str, tree: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +324,24 @@ class Frame:
         others = {s: place for s, place in self.places.items() if s != slot}
         taken = tree.keys() & (closed(others) or ())
         return {k: v for k, v in tree.items() if k not in taken} if taken else tree
+
+    def _leads_to(self, start: Start, slot: str, site: str, name: str) -> bool:
+        """Whether a run that begins further down has to go through a child."""
+        below = start.below(site, uses=bool(name))
+        if name or not below:
+            return bool(below)
+        first = below.partition("/")[0].partition("#")[0]
+        steps = closed({slot: self.places[slot]}) or frozenset[str]()
+        return first in steps or (first.isdigit() and "*" in steps)
+
+    def _take_state(self, slot: str, before: State, after: State) -> None:
+        """The new state of a child, if it has changed."""
+        if after is before:
+            return
+        self._check_trace(slot)
+        path = self.places[slot].path
+        new = after if path else {**self.state, **after}
+        self.state = _put(self.state, path, new)
 
     def _use(self, slot: str, method: str) -> int:
         """How often this child was called before: shares weights, not randomness."""

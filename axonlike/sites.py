@@ -79,6 +79,7 @@ def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
         if plain:
             known[plain] = None
         if layer.indexed:
+            known[join(plain, "*")] = None
             stacked = layer.factory is not repeat or layer.config["stacked"]
             mode = "vmap" if layer.factory is ensemble else "scan"
             found[join(plain, "*")] = Copies(
@@ -125,6 +126,12 @@ def _choice(step: Any, star: str, copies: Copies) -> Any:
         chosen, wrong = step, False
     if isinstance(chosen, slice):
         part = cast(Any, chosen)
+        ends = (part.start, part.stop, part.step)
+        if not all(end is None or isinstance(end, (int, np.integer)) for end in ends):
+            raise TypeError(
+                f"activation: a slice of copies of {star[:-2]!r} has to be known when it "
+                "is written. Write blocks/*/... and slice its value."
+            )
         if wrong or part.step == 0 or not range(copies.number)[part]:
             raise _not_there(star, step, copies.number)
     elif isinstance(chosen, (int, np.integer)):

@@ -218,7 +218,7 @@ def test_inside_a_choice_nothing_is_read_but_its_output():
     )
     model = al.serial(c=choice, d=al.dense(2))
     params, state = made(model)
-    with pytest.raises(ValueError, match="cannot read inside 'f', which may not run"):
+    with pytest.raises(ValueError, match="cond: cannot read 'c/f', which may not run"):
         model["c/f"].evaluate(params, state, X)
 
 

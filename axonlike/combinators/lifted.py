@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any, cast
 
 import jax
@@ -19,6 +19,7 @@ from axonlike.paths import check_name
 from axonlike.selector import choose, whole
 from axonlike.spec import same, show
 from axonlike.spots import own_names, spots, translated
+from axonlike.taps import Stop, Unknown, is_mark, ran
 from axonlike.types import Params, PyTree
 
 Policy = Callable[..., bool] | bool | None
@@ -95,18 +96,19 @@ def repeat(
     return Node(run, {"f": f}, inside(f), stem=stem, names=names)
 
 
-Once = Callable[[Frame, Any], Any]
+Once = Callable[..., Any]
+"""`once(frame, x)`: one copy."""
 
 
 def _stacked(
     frame: Frame, x: PyTree, n: int, once: Once, unroll: int, remat: Any
 ) -> PyTree:
     if frame.run.recorder is not None:
-        return once(frame.under("*", index=0, stack=n), x)
+        return _recorded(frame, x, n, once)
 
     def body(x: PyTree, each: Any) -> Any:
         inner = frame.under("*", each[0], each[1], index=each[2], copy=each[3])
-        y = once(inner, x)
+        y = inner.copy(partial(once, x=x))
         return y, (inner.state, inner.taken)
 
     arrays = frame.params.get("*", {}), frame.state.get("*", {})
@@ -121,6 +123,15 @@ def _stacked(
     return y
 
 
+def _recorded(frame: Frame, x: PyTree, n: int, once: Once) -> PyTree:
+    """One copy for all, in init's pass; the one in which a run begins, and then one."""
+    pending = frame.run.taps and frame.run.taps.pending
+    y = frame.under("*", index=0, stack=n).copy(partial(once, x=x))
+    if not pending:
+        return y
+    return frame.under("*", index=0, stack=n).copy(partial(once, x=y))
+
+
 def _apart_from_points(
     frame: Frame, x: PyTree, n: int, once: Once, body: Any, each: Any, points: Any
 ) -> PyTree:
@@ -129,6 +140,7 @@ def _apart_from_points(
     A scan runs over indices, not over slices of params, which would be copied.
     """
     states: list[Any] = []
+    done = 0
 
     def nth(i: Any) -> Any:
         static = isinstance(i, int)
@@ -145,18 +157,22 @@ def _apart_from_points(
         states.append(state)
         return y
 
-    for start, stop in itertools.pairwise([-1, *points, n]):
-        if stop > start + 1:
-            x = span(x, start + 1, stop)
-        if stop < n:
-            params, state, index, _ = nth(stop)
-            inner = frame.under(
-                str(stop), params, state, index=index, copy=stop, inline=True
-            )
-            x = once(inner, x)
-            states.append(jax.tree.map(partial(jnp.expand_dims, axis=0), inner.state))
-    joined = jax.tree.map(_joined, *states)
-    keep(frame, {"*": joined}, {})
+    def point(x: PyTree, i: int) -> PyTree:
+        params, state, index, _ = nth(i)
+        inner = frame.under(str(i), params, state, index=index, copy=i, inline=True)
+        y, state, _ = inner.outcome(partial(inner.copy, partial(once, x=x)))
+        states.append(jax.tree.map(partial(jnp.expand_dims, axis=0), state))
+        return y
+
+    for i in [*points, n]:
+        if frame.is_read or isinstance(x, Unknown):  # copies that do not run
+            states.append(jax.tree.map(itemgetter(slice(done, i)), each[1]))
+        elif i > done:
+            x = span(x, done, i)
+        done = i
+        if i < n and not frame.is_read:
+            x, done = point(x, i), i + 1
+    keep(frame, {"*": jax.tree.map(_joined, *states)}, {})
     return x
 
 
@@ -164,8 +180,12 @@ def _joined(*parts: Any) -> Any:
     return jnp.concatenate(parts)
 
 
+def _stacked_up(*parts: Any) -> Any:
+    return jnp.stack(parts)
+
+
 def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree:
-    states: dict[str, Any] = {}
+    states = dict(frame.state)
     for i in range(n):
         step = str(i)
         with jax.named_scope(step):
@@ -175,6 +195,8 @@ def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree
             )  # fmt: skip
         states[step] = state
         frame.taken.update(taken)
+        if frame.is_read:
+            break
     keep(frame, states, {})
     return x
 
@@ -192,12 +214,12 @@ def _isolated(
     """One copy, its params and state arguments of what may be rematerialized."""
 
     def body(params: Any, state: Any, x: Any) -> Any:
-        stack = None if step is None else -1
+        own, run = step is not None, partial(once, x=x)
         inner = frame.under(
-            step, params, state, index=i, stack=stack, copy=i, inline=not remat
-        )
-        y = once(inner, x)
-        return y, inner.state, inner.taken
+            step, params, state, index=i, stack=-1 if own else None, copy=i,
+            inline=own and not remat, ends=own,
+        )  # fmt: skip
+        return inner.outcome(partial(inner.copy, run) if own else partial(run, inner))
 
     if frame.run.recorder is not None:
         return body(params, state, x)
@@ -210,12 +232,14 @@ def _tied(
     if frame.run.recorder is not None:
         return once(frame.under(), x)
     if not stacked:
+        reads: list[Mapping[str, Any]] = []
         for i in range(n):
             x, state, taken = _isolated(
                 frame, x, once, remat, None, frame.params, frame.state, i
             )
             frame.state = state
-            frame.taken.update(taken)
+            reads.append(taken)
+        keep(frame, frame.state, jax.tree.map(_stacked_up, *reads))
         return x
 
     def body(carry: Any, index: Any) -> Any:
@@ -263,9 +287,14 @@ def ensemble(f: Any, n: int, *, name: str | None = None) -> Any:
 
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         def member(params: Any, state: Any, index: Any, copy: Any = None) -> Any:
-            inner = frame.under("*", params, state, index=index, stack=n, copy=copy)
-            y = inner.call("f", args, kwargs, method)
-            return y, inner.state, inner.taken
+            inner = frame.under(
+                "*", params, state, index=index, stack=n, copy=copy, ends=True
+            )
+
+            def run(inner: Frame) -> PyTree:
+                return inner.call("f", args, kwargs, method)
+
+            return inner.outcome(partial(inner.copy, run))
 
         if frame.run.recorder is not None:
             return jax.vmap(partial(_nth_member, member))(jnp.zeros(n))
@@ -315,10 +344,12 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
         unchanged: list[bool] = []
 
         def one(x: Any, index: Any) -> Any:
-            inner = frame.under(None, frame.params, frame.state, index=index)
-            y = inner.call("f", (x,), kwargs, method)
-            unchanged.append(_recording(frame) or _is(inner.state, frame.state))
-            return y, inner.taken
+            inner = frame.under(None, frame.params, frame.state, index=index, ends=True)
+            y, state, taken = inner.outcome(
+                partial(inner.call, "f", (x,), kwargs, method)
+            )
+            unchanged.append(_recording(frame) or _is(state, frame.state))
+            return y, taken
 
         y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, pass_index(frame, size))
         if not all(unchanged):
@@ -326,7 +357,7 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
                 "vmap: the layer's state changes, and would differ along the mapped axis. "
                 "Use ensemble for a state each, or a layer that takes the extra axis."
             )
-        frame.taken.update(taken)
+        keep(frame, frame.state, taken)
         return y
 
     return wrapper(f, run)
@@ -382,10 +413,9 @@ def remat(f: Any, policy: Any = None, *, name: str | None = None) -> Any:
         arrays, others = _apart((args, dict(kwargs)))
 
         def body(params: Any, state: Any, arrays: Any) -> Any:
-            inner = frame.under(None, params, state)
+            inner = frame.under(None, params, state, ends=True)
             args, kwargs = others(arrays)
-            y = inner.call("f", args, kwargs, method)
-            return y, inner.state, inner.taken
+            return inner.outcome(partial(inner.call, "f", args, kwargs, method))
 
         y, state, taken = _remat(body, policy or True)(
             frame.params, frame.state, arrays
@@ -485,34 +515,74 @@ def _choice(
         if chosen.shape != ():
             raise ShapeError(kind, f"a scalar from {first}", show(chosen), "Reduce it.")
         specs: dict[str, Any] = {}
-        branches = [_branch(frame, slot, kwargs, kind, specs) for slot in slots]
+        choices = [_branch(frame, slot, kwargs, kind, specs) for slot in slots]
+        reads = _read_inside(frame, choices, args, kind)
+        branches = [partial(_with_fills, choice, reads) for choice in choices]
         if kind == "cond":
             out = cast(Any, jax.lax.cond(chosen, *branches, frame.state, args))
         else:
             out = cast(Any, jax.lax.switch(chosen, branches, frame.state, args))
-        y, state = out
-        keep(frame, state, {})
+        y, state, taken = out
+        keep(frame, state, taken)
         return y
 
     return Node(run, children, places)
 
 
+Choice = Callable[[Any, Any], tuple[Any, Any, dict[str, Any]]]
+
+
 def _branch(
     frame: Frame, slot: str, kwargs: Any, kind: str, specs: dict[str, Any]
-) -> Callable[[Any, Any], Any]:
+) -> Choice:
     def go(state: Any, args: Any) -> Any:
         inner = frame.under(None, frame.params, state)
         y = inner.call(slot, args, kwargs)
         specs[slot] = jax.tree.map(jax.typeof, y)
         _equal_outputs(kind, specs)
-        if inner.taken and not (frame.run.taps and frame.run.taps.every):
-            raise ValueError(
-                f"{kind}: cannot read inside {slot!r}, which may not run. "
-                f"Read the output of the {kind} instead."
-            )
-        return y, state if _recording(frame) else inner.state
+        return y, state if _recording(frame) else inner.state, inner.taken
 
     return go
+
+
+def _read_inside(
+    frame: Frame, choices: list[Choice], args: Any, kind: str
+) -> dict[str, Any]:
+    """Specs of what is read inside of the choices, which needs something in its place."""
+    taps = frame.run.taps
+    asked = frozenset[str]() if taps is None else taps.reads - taps.filled
+    if not frame.run.numbered and (taps is None or not taps.reads):
+        return {}
+    found: dict[str, Any] = {}
+    for choice in choices:
+        found |= jax.eval_shape(choice, frame.state, args)[2]
+    for site in found.keys() & asked:
+        raise ValueError(
+            f"{kind}: cannot read {site!r}, which may not run. Say what is read where it "
+            f"does not, .fill(0.0), or read the output of the {kind}."
+        )
+    return found
+
+
+def _with_fills(choice: Choice, reads: Mapping[str, Any], state: Any, args: Any) -> Any:
+    """A choice with zeros for what is read in the others, and which of all were run."""
+    y, after, taken = choice(state, args)
+    inside = {site: taken[site] for site in taken.keys() & reads.keys()}
+    marks = {
+        ran(site): jax.tree.map(_as_bool(site in inside), spec)
+        for site, spec in reads.items()
+        if ran(site) not in reads and not is_mark(site)
+    }
+    others = {site: jax.tree.map(_no, spec) for site, spec in reads.items()}
+    return y, after, others | marks | inside
+
+
+def _as_bool(value: bool) -> Callable[[Any], Any]:
+    return lambda spec: jnp.full(spec.shape, value)
+
+
+def _no(spec: Any) -> Any:
+    return jnp.zeros(spec.shape, spec.dtype)
 
 
 def _equal_outputs(kind: str, specs: Mapping[str, Any]) -> None:
@@ -675,7 +745,8 @@ def _cast(tree: PyTree, dtype: Any) -> PyTree:
 def pass_index(frame: Frame, n: Any) -> Any:
     """Numbers to tell the passes apart, if a key below would be folded with them."""
     run = frame.run
-    if run.key is None or run.recorder is not None or not frame.layer.uses_key:
+    drawn = run.key is not None and frame.layer.uses_key
+    if run.recorder is not None or not (drawn or run.numbered):
         return None
     return jnp.arange(n, dtype=jnp.uint32)
 
@@ -716,11 +787,12 @@ def _apart(tree: PyTree) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 def keep(frame: Frame, state: dict[str, Any], taken: Mapping[str, Any]) -> None:
     """New state and reads that came out of a transformed function."""
     frame.taken.update(taken)
-    if _recording(frame):
-        return  # in which state is made, not changed
-    kept = {k: v for k, v in state.items() if k in frame.state or v != {}}
-    if kept or frame.state:
-        frame.state = check_state(frame.state, kept, frame.layer.kind)
+    if not _recording(frame):  # in which state is made, not changed
+        kept = {k: v for k, v in state.items() if k in frame.state or v != {}}
+        if kept or frame.state:
+            frame.state = check_state(frame.state, kept, frame.layer.kind)
+    if frame.is_read:
+        raise Stop
 
 
 def _is(after: Any, before: Any) -> bool:
@@ -752,7 +824,7 @@ def _same_leaf(a: Any, b: Any) -> bool:
 
 def same_spec(kind: str, before: PyTree, after: PyTree, what: str = "") -> None:
     """Refuses what does not come out as it came in."""
-    if not specs_equal(before, after):
+    if not isinstance(before, Unknown) and not specs_equal(before, after):
         raise ShapeError(
             kind, f"{what}{show(before)} out, as it came in", show(after),
             "What is run again on its own output must keep its shape and dtype.",

@@ -1,0 +1,217 @@
+"""What edits make of an activation: the arithmetic, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import numpy as np
+
+from axonlike.deferred import ends
+from axonlike.errors import ShapeError
+from axonlike.spec import show
+
+# --- one verb each
+
+
+def edited(verb: str, name: str, part: Any, operand: Any) -> Any:
+    """The value after an edit; `name` is that of its target in errors.
+
+    Where the activation is a pytree, the operand is one like it, or goes for every array.
+    """
+    change = partial(_VERBS[verb], name)
+    return jax.tree.map(change, part, _each(verb, name, part, operand))
+
+
+def replaced(name: str, part: Any, new: Any) -> Any:
+    """What a function put in the place of an activation: a value of the same kind."""
+    if jax.tree.structure(part) != jax.tree.structure(new):
+        raise ShapeError(
+            "edit", f"what fits {name}, {show(part)}", show(new),
+            "Return the same structure.",
+        )  # fmt: skip
+    return edited("set", name, part, new)
+
+
+def _each(verb: str, name: str, part: Any, operand: Any) -> Any:
+    """An operand for each array of an activation."""
+    if jax.tree.structure(part) == jax.tree.structure(operand):
+        return operand
+    if not jax.tree_util.all_leaves([operand]):
+        raise ShapeError(
+            "edit", f"what fits {name}, {show(part)}", show(operand),
+            f"Give {verb} one value, or one for each array.",
+        )  # fmt: skip
+    return jax.tree.map(partial(_same, operand), part)
+
+
+def _same(operand: Any, _: Any) -> Any:
+    return operand
+
+
+def _set(name: str, array: Any, value: Any) -> Any:
+    return _fitted("set", name, array, value)
+
+
+def _add(name: str, array: Any, value: Any) -> Any:
+    return array + _fitted("add", name, array, value)
+
+
+def _scale(name: str, array: Any, value: Any) -> Any:
+    return array * _fitted("scale", name, array, value)
+
+
+def _rotate(name: str, array: Any, value: Any) -> Any:
+    _check_last_axis("rotate", name, array)
+    return _fitted("rotate", name, array, array @ _cast("rotate", name, array, value))
+
+
+def _project_out(name: str, array: Any, value: Any) -> Any:
+    _check_last_axis("project_out", name, array)
+    number = _cast("project_out", name, array, value)
+    long = jnp.sqrt(jnp.sum(jnp.square(number), -1, keepdims=True))
+    unit = number / jnp.broadcast_to(long, number.shape)
+    unit = _fitted("project_out", name, array, unit)
+    along = jnp.sum(array * unit, -1, keepdims=True)
+    return array - jnp.broadcast_to(along, array.shape) * unit
+
+
+_VERBS: dict[str, Callable[[str, Any, Any], Any]] = {
+    "set": _set, "add": _add, "scale": _scale, "rotate": _rotate,
+    "project_out": _project_out,
+}  # fmt: skip
+
+
+# --- what fits
+
+
+_KINDS = (jnp.bool_, jnp.integer, jnp.floating, jnp.complexfloating)
+
+
+def _kind(dtype: Any) -> int:
+    """Of two dtypes the one of the lower kind goes into the other without loss."""
+    found = [i for i, kind in enumerate(_KINDS) if jnp.issubdtype(dtype, kind)]
+    return found[0] if found else len(_KINDS)
+
+
+def _cast(verb: str, name: str, array: Any, value: Any) -> Any:
+    """A value in the dtype of what it edits; a fraction is none of integers."""
+    new = jnp.asarray(value)
+    if _kind(new.dtype) > _kind(array.dtype):
+        raise TypeError(
+            f"edit: {name} is {show(array)}, and {verb} got {show(new)}, which it cannot "
+            "hold. Cast the value, or edit an activation of that kind."
+        )
+    return new.astype(array.dtype)
+
+
+def _fitted(verb: str, name: str, array: Any, value: Any) -> Any:
+    """A value in the shape and dtype of what it edits."""
+    new = _cast(verb, name, array, value)
+    try:
+        return jnp.broadcast_to(new, array.shape)
+    except ValueError:
+        raise ShapeError(
+            "edit", f"what fits {name}, {show(array)}", show(new),
+            "Give a value that broadcasts to it.",
+        ) from None  # fmt: skip
+
+
+def _check_last_axis(verb: str, name: str, array: Any) -> None:
+    if array.ndim == 0 or not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise ShapeError(
+            "edit", f"floats with a last axis at {name}", show(array),
+            f"There is nothing to {verb} there.",
+        )  # fmt: skip
+
+
+# --- parts of a value
+
+
+def part_of(value: Any, index: Any) -> Any:
+    """`value[index]`; never a neighbour of an item that is not there.
+
+    A plain number out of range is an error. Of one that is known only when the program
+    runs, the item is NaN, or the lowest integer.
+    """
+    _check_index(value, index)
+    if not _is_late(value, index):
+        return value[index]
+    return value.at[index].get(mode="fill")
+
+
+def put(value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+    """A value with a part of it changed; all of it is NaN if that part is not there."""
+    if not indices:
+        return change(value)
+    first, *rest = indices
+    if isinstance(value, (tuple, list)):
+        items = list(cast("list[Any]", value))
+        items[first] = put(items[first], tuple(rest), change)
+        make = cast(Any, type(cast(Any, value)))
+        return make(*items) if hasattr(make, "_fields") else make(items)
+    if isinstance(value, dict):
+        items = cast("dict[Any, Any]", value)
+        return {**items, first: put(items[first], tuple(rest), change)}
+    part = put(part_of(value, first), tuple(rest), change)
+    new = value.at[first].set(part)
+    if not _is_late(value, first):
+        return new
+    there = jnp.ones(value.shape, bool).at[first].get(mode="fill", fill_value=False)
+    return nowhere_unless(jnp.all(there), new)
+
+
+def nowhere_unless(holds: Any, value: Any) -> Any:
+    """A pytree as it is, or what stands for an item that is not there."""
+
+    def one(array: Any) -> Any:
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            lowest = jnp.asarray(jnp.nan, array.dtype)
+        elif array.dtype == bool:
+            lowest = jnp.asarray(False)
+        else:
+            lowest = jnp.asarray(jnp.iinfo(array.dtype).min, array.dtype)
+        return jnp.where(holds, array, jnp.broadcast_to(lowest, array.shape))
+
+    return jax.tree.map(one, value)
+
+
+def _is_late(value: Any, index: Any) -> bool:
+    """Whether an item of an array is chosen by numbers that are not plain ones."""
+    each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
+    return hasattr(value, "at") and any(map(_is_number_later, each))
+
+
+def _is_number_later(part: Any) -> bool:
+    array = hasattr(part, "dtype") and not isinstance(part, np.generic)
+    return array and jnp.issubdtype(cast(Any, part).dtype, jnp.integer)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only when the program runs."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def _check_index(value: Any, index: Any) -> None:
+    """Refuses a plain number out of range, which JAX would clamp to the last item."""
+    shape = getattr(value, "shape", None)
+    each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
+    if shape is None or not all(isinstance(n, int) for n in shape):
+        return
+    numbers = tuple(map(_plain, each))
+    kinds = (int, np.integer, np.ndarray, slice, type(None), type(Ellipsis))
+    if all(isinstance(number, kinds) for number in numbers):
+        np.broadcast_to(np.zeros(()), cast("tuple[int, ...]", shape))[numbers]
+
+
+def _plain(part: Any) -> Any:
+    """One index in NumPy: concrete arrays of integers are looked at, slices are not."""
+    if isinstance(part, slice):
+        return slice(*(None for _ in ends(part)))
+    if isinstance(part, jax.Array) and not is_traced(part):
+        return np.asarray(part)
+    return part
