@@ -15,6 +15,7 @@ nox.options.error_on_missing_interpreters = False
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 PYTHON = PYTHONS[0]
+PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 BENCHMARKS = ("core", "layers", "end_to_end")
 
 
@@ -37,7 +38,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Every test and every documented example but the slow ones."""
     install(session, "test", extras="[examples]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session(python=PYTHON)
@@ -87,4 +88,4 @@ def nightly(session: nox.Session) -> None:
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
     session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)
     session.run("coverage", "report")
-    session.run("pytest", env={"JAX_CHECK_TRACER_LEAKS": "1"})
+    session.run("pytest", *PARALLEL, env={"JAX_CHECK_TRACER_LEAKS": "1"})

@@ -25,7 +25,11 @@ BIN = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 TASKS = {  # what to run: dependency groups, extra, command
     "demo": ((), "[examples]", ("examples/digits.py",)),
-    "tests": (("test",), "[examples]", ("-m", "pytest")),
+    "tests": (
+        ("test",),
+        "[examples]",
+        ("-m", "pytest", "--numprocesses=auto", "--dist=worksteal"),
+    ),
 }
 
 
