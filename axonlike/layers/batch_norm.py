@@ -54,7 +54,8 @@ def batch_norm(
 
     A mask of what counts may come with the input, as `(x, mask)` or `mask=` inside a
     `wire`: true where a number enters the statistics (padding does not). A batch of which
-    nothing counts leaves the running statistics as they are.
+    nothing counts leaves the running statistics as they are. `options={"rows": rows}`
+    tells all batch norms of a model which examples count.
 
     Args:
         momentum: fraction of the running statistics that a step keeps, in `[0, 1]`.
@@ -117,13 +118,19 @@ def batch_norm(
         }
 
     def apply(
-        params: Params, x: Any, mask: Any = None, *, state: State, train: bool
+        params: Params,
+        x: Any,
+        mask: Any = None,
+        *,
+        state: State,
+        train: bool,
+        rows: Any = None,
     ) -> tuple[Array, State]:
         x, mask = counted("batch_norm", x, mask, *_BATCH)
         axes = axes_of("batch_norm", "axis", channels, x)
         affine = aligned("batch_norm", params, x, axes)
         running = aligned("batch_norm", state, x, axes)
-        mask = aligned_mask("batch_norm", x, mask)
+        mask = _both(*(aligned_mask("batch_norm", x, each) for each in (mask, rows)))
         if train if use_running_average is None else not use_running_average:
             over = _over(x, axes, axis_name if train else None)
             scale, bias = affine.get("scale"), affine.get("bias")
@@ -146,6 +153,13 @@ def _over(x: Any, axes: tuple[int, ...], axis_name: Any) -> Over:
         expected = "(batch, ..., channels) with examples"
         raise ShapeError("batch_norm", expected, show(x), hint)
     return Over(others, axis_name=axis_name)
+
+
+def _both(mask: Array | None, rows: Array | None) -> Array | None:
+    """What counts by both masks."""
+    if mask is None or rows is None:
+        return rows if mask is None else mask
+    return mask & rows
 
 
 def _seen(mask: Array | None, over: Over) -> Array | None:

@@ -43,13 +43,14 @@ class Evaluation:
     ) -> dict[str, Any]:
         """Runs the model on all batches; nothing waits before the last."""
         total: Any = {}
+        merge = cast(Any, self._merge)
         parts: dict[str, list[Any]] = {}
         for given in data:
             batch, rows = _full(given, size)
-            states: Any = self._measure(params, state, batch, rows)
+            states = cast(Any, self._measure)(params, state, batch, rows)
             for name in self._growing(states):
                 parts.setdefault(name, []).append(states.pop(name))
-            total = cast(Any, self._merge(total, states)) if total else states
+            total = merge(total, states) if total else states
         if not total and not parts:
             raise ValueError(
                 "evaluate: expected batches, got none. An iterator is used up once."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 
 from axonlike.combinators.lifted import remat as rematerialized
@@ -17,6 +16,7 @@ from axonlike.policy import precision as with_precision
 from axonlike.spec import show
 from axonlike.training.auxiliary import Aux, auxiliary
 from axonlike.training.batch import both, inputs_of, mask_of
+from axonlike.training.each import check_mean, one_by_one
 from axonlike.training.metric import States, measured, named
 from axonlike.types import Array, Key, Params, PyTree, State
 
@@ -55,8 +55,9 @@ def loss_fn(
     Args:
         model: any layer.
         loss: `loss(predictions, batch)`: one number, or one for each example (or each
-            element), whose mean is taken. `{output: loss}` for a model whose output is a
-            dict; then each sees its own output.
+            element), whose mean is taken, of what `batch["mask"]` says counts where
+            there is such a mask. `{output: loss}` for a model whose output is a dict;
+            then each sees its own output.
         weights: `{output: weight}`, for several losses; 1 where nothing is said.
         aux: `{glob: weight}`, added to the loss: of values that layers emit, their
             sum over copies; of params, the sum of their squares. `{glob: function}`
@@ -206,6 +207,7 @@ def _mean(
     if values.ndim == 0 and rows is None:
         return values, None
     if values.ndim == 0:
+        check_mean(term.function, y, batch)
         values = one_by_one(term.function, y, batch)
         mask = both(None, rows)
     else:
@@ -216,15 +218,3 @@ def _mean(
     weight = jnp.sum(mask.astype(values.dtype))
     kept = jnp.where(mask, values, jnp.zeros((), values.dtype))
     return jnp.sum(kept) / jnp.maximum(weight, jnp.ones((), weight.dtype)), weight
-
-
-def one_by_one(function: LossFunction, y: PyTree, batch: PyTree) -> Array:
-    """A loss that is one number, of each example by itself."""
-
-    def alone(y: PyTree, batch: PyTree) -> Array:
-        def row(x: Any) -> Any:
-            return x[None]
-
-        return function(jax.tree.map(row, y), jax.tree.map(row, batch))
-
-    return jax.vmap(alone)(y, batch)

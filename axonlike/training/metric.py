@@ -66,7 +66,7 @@ class Metric(NamedTuple):
 
     def across(self, state: PyTree, axis_name: Any) -> PyTree:
         """One state of all devices, inside of `jax.shard_map` or `jax.vmap`."""
-        every: Any = lax.all_gather(state, axis_name)
+        every = cast(Any, lax.all_gather)(state, axis_name)
         count = lax.axis_size(axis_name)
         return self.merged(jax.tree.map(itemgetter(i), every) for i in range(count))
 
