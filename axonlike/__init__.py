@@ -104,11 +104,14 @@ from axonlike.spec import Spec, spec
 from axonlike.tree import layers
 
 if TYPE_CHECKING:  # these are imported on first use: see below
-    from axonlike import testing
+    from axonlike import models, testing
     from axonlike.adapters import adapter, lora, merge_lora
     from axonlike.inspect.ledger import ledger, max_compiles
+    from axonlike.io.mapping import fuse, mapping, split, tied
+    from axonlike.io.models import load_model, save_model
     from axonlike.io.weights import load, save
     from axonlike.policy import Cast, casts, precision
+    from axonlike.stretch import between
     from axonlike.surgery import (
         find,
         freeze,
@@ -271,6 +274,7 @@ __all__ = [
     "trainable",
     # activations: read, edited, differentiated
     "arg",
+    "between",
     "compile",
     "defer",
     "index",
@@ -298,7 +302,9 @@ __all__ = [
     "max_compiles",
     # files
     "load",
+    "load_model",
     "save",
+    "save_model",
     # errors
     "PathError",
     "ShapeError",
@@ -308,8 +314,10 @@ __all__ = [
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
     "inspect.ledger": ("ledger", "max_compiles"),
+    "io.models": ("load_model", "save_model"),
     "io.weights": ("load", "save"),
     "policy": ("Cast", "casts", "precision"),
+    "stretch": ("between",),
     "surgery": (
         "find",
         "freeze",
@@ -319,6 +327,8 @@ _ON_FIRST_USE = {
         "submodel",
         "trainable",
     ),
+    "io.mapping": ("fuse", "mapping", "split", "tied"),
+    "models": (),
     "testing": (),
     "training.callbacks": (),
     "training.checkpoint": ("load_checkpoint", "save_checkpoint"),

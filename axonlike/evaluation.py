@@ -157,8 +157,13 @@ def recorded(layer: Any, specs: PyTree) -> tuple[PyTree, Recorder]:
     """The abstract pass; every child has to be reached in it."""
     run = Run(recorder=Recorder())
     y, recorder = run_abstract(layer, run, specs)
-    for path, child in walk(layer, layer.places, ""):
-        if param_path(path) not in recorder.reached and not layer.partial:
+    every = [("", layer), *walk(layer, layer.places, "")]
+    partial = [path for path, child in every if child.partial]
+    for path, child in every[1:]:
+        spared = any(
+            f"{path}/".startswith(f"{home}/" if home else "") for home in partial
+        )
+        if param_path(path) not in recorder.reached and not spared:
             raise located(
                 ValueError(
                     f"{child.kind}: never called, so init cannot know its input. "

@@ -327,11 +327,15 @@ class Frame:
 
     def _leads_to(self, start: Start, slot: str, site: str, name: str) -> bool:
         """Whether a run that begins further down has to go through a child."""
-        below = start.below(site, uses=bool(name))
+        below = start.below(
+            site, uses=bool(name) and _is_shared(self.layer.children[slot])
+        )
         if name or not below:
             return bool(below)
         first = below.partition("/")[0].partition("#")[0]
-        steps = closed({slot: self.places[slot]}) or frozenset[str]()
+        steps = closed({slot: self.places[slot]})
+        if steps is None:  # a leaf, or what has one that adds no level
+            return bool(self.places[slot].below)
         return first in steps or (first.isdigit() and "*" in steps)
 
     def _take_state(self, slot: str, before: State, after: State) -> None:
@@ -383,6 +387,13 @@ def _again(path: str, use: int | None) -> str:
     if "#" in path.rpartition("/")[2]:
         return f"{path}.{use}"
     return f"{path}#{use}" if use else path
+
+
+def _is_shared(layer: Any) -> bool:
+    """Whether a layer runs its body several times, which its site does not tell."""
+    while layer.transparent and layer.kind != "shared":
+        layer = layer.children["f"]
+    return layer.kind == "shared"
 
 
 def check_state(before: State, after: Any, kind: str) -> State:

@@ -726,6 +726,8 @@ def _memo_key(frame: Frame, args: Any, kwargs: Any, method: str) -> Any:
         return None
     avals = tuple(jax.typeof(leaf) for leaf in leaves)
     run = frame.run
+    if run.taps is not None:  # a run from one site to another
+        return None
     return (frame.layer.named(None), method, tree, avals, run.cast, run.store)
 
 

@@ -29,7 +29,7 @@ LINES = (
     ("deferred",),
     ("edits",),
     ("compiled", "params"),
-    ("gradients",),
+    ("gradients", "stretch"),
     ("transfer",),
     ("surgery",),
     ("adapters", "policy"),
