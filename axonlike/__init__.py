@@ -106,7 +106,9 @@ from axonlike.tree import layers
 if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike import models, testing
     from axonlike.adapters import adapter, lora, merge_lora
+    from axonlike.inspect.explain import explain
     from axonlike.inspect.ledger import ledger, max_compiles
+    from axonlike.inspect.summary import summary
     from axonlike.io.mapping import fuse, mapping, split, tied
     from axonlike.io.models import load_model, save_model
     from axonlike.io.weights import load, save
@@ -298,8 +300,10 @@ __all__ = [
     "when",
     "with_learning_rate",
     # models looked at, and what went wrong
+    "explain",
     "ledger",
     "max_compiles",
+    "summary",
     # files
     "load",
     "load_model",
@@ -313,7 +317,9 @@ __all__ = [
 # What works on models that there are is imported when first asked for.
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
+    "inspect.explain": ("explain",),
     "inspect.ledger": ("ledger", "max_compiles"),
+    "inspect.summary": ("summary",),
     "io.models": ("load_model", "save_model"),
     "io.weights": ("load", "save"),
     "policy": ("Cast", "casts", "precision"),

@@ -21,8 +21,8 @@ def blame(error: Exception, frame: Any, parent: Any, name: str) -> None:
     if getattr(error, _MARK, False):
         return
     setattr(error, _MARK, True)
-    place = _place(frame.site, frame.layer, _inputs(frame.given))
-    error.add_note(place + _trail(frame, parent, name))
+    where = place(frame.site, frame.layer, frame.given)
+    error.add_note(where + _trail(frame, parent, name))
     for line in getattr(error, _MORE, ()):
         error.add_note(f"  {line}")
 
@@ -35,7 +35,7 @@ def explain(error: Exception, lines: list[str]) -> None:
 def located(error: Exception, site: str, layer: Any) -> Exception:
     """The error with a note that says where the layer stands, for one that never ran."""
     setattr(error, _MARK, True)
-    error.add_note(_place(site, layer, ""))
+    error.add_note(place(site, layer))
     return error
 
 
@@ -73,24 +73,24 @@ def here(depth: int) -> tuple[str, int]:
     return frame.f_code.co_filename, frame.f_lineno
 
 
-def _place(site: str, layer: Any, inputs: str) -> str:
+def place(site: str, layer: Any, given: tuple[Any, ...] = ()) -> str:
+    """A layer: its path, what it is, the specs of its inputs, and the line it is from."""
     file, line = layer.source
+    inputs = f" on {show(given[0] if len(given) == 1 else given)}" if given else ""
     text = f"  in {site or 'the model'}: {layer.headline}{inputs}"
     return f"{text:<68}  ({os.path.basename(file)}:{line})"
 
 
-def _inputs(args: tuple[Any, ...]) -> str:
-    if not args:
-        return ""
-    return " on " + show(args[0] if len(args) == 1 else args)
+def steps(frame: Any) -> list[str]:
+    """What a frame has run so far: its input and what came of each layer with a name."""
+    first = [f"input {show(frame.given[0])}"] if len(frame.given) == 1 else []
+    if len(frame.given) > 1:
+        first = [f"inputs {show(frame.given)}"]
+    return first + [f"{step} {show(y)}" for step, y in frame.trail if step]
 
 
 def _trail(frame: Any, parent: Any, name: str) -> str:
     if parent is None or not name:  # its own, if what failed is what it did with those
         parent, name = frame, ""
-    steps = [f"input {show(parent.given[0])}"] if len(parent.given) == 1 else []
-    if len(parent.given) > 1:
-        steps = [f"inputs {show(parent.given)}"]
-    steps += [f"{step} {show(y)}" for step, y in parent.trail if step]
-    named = [*steps, name] if name else steps
+    named = [*steps(parent), name] if name else steps(parent)
     return f"\n  trail: {' -> '.join(named)} ✗" if len(named) > 1 else ""

@@ -503,6 +503,10 @@ class Recorder:
             )
         self._change(leaf._replace(tied=leaf.tied | {name}))
 
+    def forget(self) -> None:
+        """From here on, equal layers are run again."""
+        self._memo.clear()
+
     def mark(self) -> int:
         """A point in the pass, for `since`."""
         return len(self._log)
