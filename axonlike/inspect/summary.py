@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from axonlike.errors import PathError
-from axonlike.evaluate import recorded
+from axonlike.evaluation import recorded
 from axonlike.extras import optional
 from axonlike.inspect import gather, table
 from axonlike.inspect.rows import SUMMED, Finder, Row, cut, each, folded, tree
