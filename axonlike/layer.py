@@ -356,7 +356,7 @@ class Layer:
         text.check_importable(self)
         call = values.picklable((self.factory, *text.arguments(self)))
         inner = {slot: self.children[slot] for slot in sorted(self.replaced)}
-        return _remake, (*call, self.name, self.partial, inner)
+        return remake, (*call, self.name, self.partial, inner)
 
     def __axonlike_token__(self, name_of: Callable[[Any], Any]) -> Any:
         return self.identity if name_of is id else self.hash
@@ -556,6 +556,10 @@ def _build(
             view=made.view,
         )
     if isinstance(made, Layer):
+        if (
+            made.view is not None
+        ):  # tie, frozen, mixed: others know them by their factory
+            made = OPERATORS["serial"](made)
         fields = {"transparent": False, "stem": kind, "partial": False}
         return replace(made, **common, **fields)
     pair = isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2
@@ -712,9 +716,10 @@ def identity_(layer: Layer, name_of: Any, child_of: Any) -> Any:
     )
 
 
-def _remake(
+def remake(
     factory: Any, args: Any, kwargs: Any, name: str | None, partial: bool, inner: Any
 ) -> Layer:
+    """A layer out of what pickle and files keep of it; `inner` are replaced children."""
     made = factory(*args, **kwargs).named(name)
     made = replace(made, partial=True) if partial else made
     return made.with_children(inner) if inner else made

@@ -83,6 +83,11 @@ def _write_shards(
     return dict(sorted(names.items()))
 
 
+def files(path: Path) -> list[Path]:
+    """Every file of what was written at a path."""
+    return [path, index_of(path), *_shards_before(index_of(path))]
+
+
 def _shards_before(index: Path) -> list[Path]:
     """The files of an index that is there, which an earlier save made."""
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -170,15 +170,12 @@ def load(
     """
     recorder = recorded(model, as_spec(spec))[1]
     entries = read(Path(path), _format("load", path, format))
-    wanted = list(_wanted(recorder))
+    wanted = list(wanted_of(_needs(recorder)))
     names = renamed(entries, rename or {}, wanted)
     found = compared(wanted, names, entries, cast)
     if strict and found.differences:
         raise ValueError(found.message(os.fspath(path)))
-    places = shardings_of(recorder, shardings)
-    arrays, damages = _arrays(wanted, found, places)
-    if damages:
-        raise ValueError("\n".join(damages))
+    arrays = fetched(wanted, found, shardings_of(recorder, shardings))
 
     def known(side: int, here: str, _: Any) -> Any:
         return arrays.get((side, here))
@@ -210,24 +207,36 @@ def _format(verb: str, path: FilePath, format: Format | None) -> Format:
     return found
 
 
-def _wanted(recorder: Recorder) -> Iterator[Wanted]:
-    """What a model needs: each array with the names of its copies in a file."""
-    seen: set[str] = set()
+def _needs(recorder: Recorder) -> Iterator[tuple[int, str, Any]]:
     for side in (0, 1):
         for leaf in recorder.leaves.values():
             for path, spec in arrays_of(leaf)[side]:
-                count = path.split("/").count("*")
-                names = [at(path, index) for index in np.ndindex(*spec.shape[:count])]
-                names = [name + STATE if name in seen else name for name in names]
-                seen.update(names)
-                shape = tuple(spec.shape)
-                yield Wanted(side, path, str(spec.dtype), shape, count, names)
+                yield side, path, spec
 
 
-def _arrays(
+def wanted_of(needs: Iterable[tuple[int, str, Any]]) -> Iterator[Wanted]:
+    """What a model needs: each array with the names of its copies in a file.
+
+    Args:
+        needs: side, path and spec of each; params come first.
+    """
+    seen: set[str] = set()
+    for side, path, spec in needs:
+        count = path.split("/").count("*")
+        names = [at(path, index) for index in np.ndindex(*spec.shape[:count])]
+        names = [name + STATE if name in seen else name for name in names]
+        seen.update(names)
+        yield Wanted(side, path, str(spec.dtype), tuple(spec.shape), count, names)
+
+
+def fetched(
     wanted: list[Wanted], found: Comparison, places: Mapping[str, Any]
-) -> tuple[dict[tuple[int, str], Any], list[str]]:
-    """What fits, as arrays, and what is wrong with the bytes of the others."""
+) -> dict[tuple[int, str], Any]:
+    """What fits, as arrays by side and path.
+
+    Raises:
+        ValueError: bytes are not those that were written; it lists all such arrays.
+    """
     arrays: dict[tuple[int, str], Any] = {}
     damages: list[str] = []
     for each in wanted:
@@ -242,7 +251,9 @@ def _arrays(
         if not damages:
             sharding = places.get(each.path)
             arrays[each.side, each.path] = _array(each, copies, sharding)
-    return arrays, damages
+    if damages:
+        raise ValueError("\n".join(damages))
+    return arrays
 
 
 def _array(wanted: Wanted, copies: list[Any], sharding: Any) -> Any:
