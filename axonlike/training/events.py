@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -103,7 +103,7 @@ def when(
     filters = Filters(every, seconds, first, before, after, once)
 
     def bind(loop: Any) -> Handlers:
-        gate = Gate(filters, event)
+        gate = Gate(filters, event, time.monotonic())
         handler = partial(_through, gate, function)
         return Handlers({event: handler}, gate.get_state, gate.set_state)
 
@@ -137,8 +137,8 @@ class Gate:
 
     filters: Filters
     event: str
+    since: float
     passed: bool = False
-    since: float = field(default_factory=time.monotonic)
 
     def opens(self, loop: Any) -> bool:
         """Whether the event that just happened is let through."""

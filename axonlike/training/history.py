@@ -15,7 +15,8 @@ class History(Mapping[str, Any]):
     """The numbers of a training run by name, each with the steps it was measured at.
 
     `history["loss"]` is an array of its values in order. What the step returned is there
-    once a step, what was validated once a validation, as `validation_loss`.
+    once a step, what was validated once a validation, as `validation_loss`. A metric that
+    is several numbers is an array with one more axis.
 
     Example:
         >>> import axonlike as al
@@ -25,9 +26,9 @@ class History(Mapping[str, Any]):
     """
 
     def __init__(self) -> None:
-        self._columns: dict[str, tuple[list[int], list[float]]] = {}
+        self._columns: dict[str, tuple[list[int], list[Any]]] = {}
 
-    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Adds what was measured after a step."""
         columns = self._columns
         for name, value in metrics.items():
@@ -41,7 +42,7 @@ class History(Mapping[str, Any]):
         """The steps after which a metric was measured, in order."""
         return np.array(self._column(name)[0], np.int64)
 
-    def since(self, name: str, step: int) -> list[float]:
+    def since(self, name: str, step: int) -> list[Any]:
         """The values of a metric that were measured after a step."""
         steps, values = self._column(name)
         start = len(steps)
@@ -49,7 +50,7 @@ class History(Mapping[str, Any]):
             start -= 1
         return values[start:]
 
-    def tail(self, name: str, start: int) -> tuple[list[int], list[float]]:
+    def tail(self, name: str, start: int) -> tuple[list[int], list[Any]]:
         """Steps and values of a metric but the first so many."""
         steps, values = self._column(name)
         return steps[start:], values[start:]
@@ -58,7 +59,7 @@ class History(Mapping[str, Any]):
         """Draws the curves: one panel for each metric, with its validated values in it.
 
         Args:
-            names: of metrics; None: all of them.
+            names: of metrics; None: all that are single numbers.
             path: of a file to write, PNG or SVG by its ending; None: none.
 
         Returns:
@@ -74,7 +75,7 @@ class History(Mapping[str, Any]):
             >>> figure = r.history.plot()  # doctest: +SKIP
         """
         figures = optional("matplotlib.figure", "History.plot")
-        chosen = list(self if names is None else names)
+        chosen = [n for n in self if self[n].ndim == 1] if names is None else names
         panels = _panels([name for name in chosen if self._column(name)])
         size = (5.0 * max(len(panels), 1), 3.5)
         figure = figures.Figure(figsize=size, layout="constrained")
@@ -102,12 +103,12 @@ class History(Mapping[str, Any]):
         self._columns = {
             name: (
                 cast("list[int]", np.asarray(column["steps"]).tolist()),
-                cast("list[float]", np.asarray(column["values"]).tolist()),
+                _unstacked(np.asarray(column["values"])),
             )
             for name, column in state.items()
         }
 
-    def _column(self, name: str) -> tuple[list[int], list[float]]:
+    def _column(self, name: str) -> tuple[list[int], list[Any]]:
         if name not in self._columns:
             raise PathError("history", name, self._columns)
         return self._columns[name]
@@ -124,6 +125,11 @@ class History(Mapping[str, Any]):
     def __repr__(self) -> str:
         columns = (f"{n}: {len(v)}" for n, (_, v) in self._columns.items())
         return f"History({', '.join(columns)})"
+
+
+def _unstacked(values: Any) -> list[Any]:
+    """Python floats; arrays where each value is one."""
+    return values.tolist() if values.ndim < 2 else list(values)
 
 
 def _panels(names: Sequence[str]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from axonlike.spec import show
@@ -18,7 +19,7 @@ It bounds the batches that are held in memory, and keeps old versions of JAX fro
 deadlock of steps that communicate.
 """
 
-Sink = Callable[[int, dict[str, float]], None]
+Sink = Callable[[int, dict[str, Any]], None]
 
 
 class Logs:
@@ -58,15 +59,20 @@ class Logs:
             self._sink(step, {name: number(name, v) for name, v in logs.items()})
 
 
-def number(name: str, value: Any) -> float:
-    """A metric as a Python float."""
-    try:
-        return float(np.asarray(value).item())
-    except (TypeError, ValueError):
+def number(name: str, value: Any) -> Any:
+    """A metric as a Python float; as a NumPy array where it is several numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" and not _is_float(array):
         raise TypeError(
             f"fit: expected metrics to be numbers, got {show(value)} for {name!r}. "
-            "Reduce it in the step, or leave it out of the logs."
-        ) from None
+            "Leave it out of the logs."
+        )
+    return float(array.item()) if array.ndim == 0 else array
+
+
+def _is_float(array: Any) -> bool:
+    """Whether it is of one of the float types that NumPy itself has not."""
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
 def check(logs: Any) -> None:

@@ -69,7 +69,7 @@ class Loop:
         self.epochs, self.total = plan.epochs, plan.total
         self.expected = _expected(plan, len(feed))
         self.history = History()
-        self.latest: dict[str, float] = {}
+        self.latest: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
         self.halted: str | None = None
         self.error: BaseException | None = None
@@ -90,16 +90,16 @@ class Loop:
     # --- for handlers
 
     @property
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """Numbers of this epoch: means over its steps, and what was validated last.
 
         What `train_step` measures is that of all examples of the epoch together. Reading
         this waits for the last step.
         """
         self._logs.flush()
-        means: dict[str, float] = {}
-        for name in self.latest:
-            if not name.startswith(VALIDATION):
+        means: dict[str, Any] = {}
+        for name, value in self.latest.items():
+            if not name.startswith(VALIDATION) and isinstance(value, float):
                 values = self.history.since(name, self._epoch_began)
                 means[name] = math.fsum(values) / len(values) if values else math.nan
         last = {k: v for k, v in self.latest.items() if k.startswith(VALIDATION)}
@@ -263,6 +263,7 @@ class Loop:
 
     def _improved(self) -> None:
         """Tells it where the metric that is monitored is better than ever."""
+        self._logs.flush()
         if self._plan.monitor is None and not any(n in self.latest for n in MONITORED):
             return
         if self._watch.improves(self):
@@ -298,7 +299,7 @@ class Loop:
         while self._settled:
             self._settled.pop(0)()
 
-    def _measured(self, step: int, metrics: dict[str, float]) -> None:
+    def _measured(self, step: int, metrics: dict[str, Any]) -> None:
         self.history.record(step, metrics)
         self.latest.update(metrics)
         if self._display.visible:

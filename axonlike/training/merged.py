@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from axonlike.training.logs import number
-from axonlike.training.metrics import Metric
+from axonlike.training.metric import Metric
 
 
 class Merged:
@@ -21,40 +22,61 @@ class Merged:
     def __init__(self, step: Any) -> None:
         self._metrics: dict[str, Metric] = getattr(step, "metrics", None) or {}
         self._states: dict[str, Any] = {}
-        self._merge: Any = jax.jit(self._merge_all)
-        self._compute: Any = jax.jit(self._compute_all)
+        self._parts: dict[str, list[Any]] = {}
 
     def add(self, logs: Mapping[str, Any]) -> None:
         """One more step; nothing waits for it."""
         if not self._metrics:
             return
-        new = cast(Any, logs).states
-        self._states = self._merge(self._states, new) if self._states else new
+        new: dict[str, Any] = dict(cast(Any, logs).states)
+        for name, metric in self._metrics.items():
+            if metric.grows:
+                self._parts.setdefault(name, []).append(new.pop(name))
+        if self._states:
+            self._states = self._each(_merge, self._states, new)
+            return
+        self._states = new
+        self._each(_merge, new, new)  # compiled at the first step, not later
+        self._each(_compute, new)
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, Any]:
         """Numbers by name."""
-        if not self._states:
-            return {}
-        found = self._compute(self._states)
+        found = self._each(_compute, self.get_state())
         return {name: number(name, value) for name, value in found.items()}
 
     def clear(self) -> None:
         """A new epoch begins."""
-        self._states = {}
+        self._states, self._parts = {}, {}
 
     def get_state(self) -> dict[str, Any]:
-        """The states themselves."""
-        return self._states
+        """The states, those that grow put together."""
+        for name, parts in self._parts.items():
+            self._parts[name] = [self._metrics[name].merged(parts)]
+        return {**self._states, **{name: p[0] for name, p in self._parts.items()}}
 
-    def set_state(self, states: Any) -> None:
+    def set_state(self, states: Mapping[str, Any]) -> None:
         """Takes them again."""
-        self._states = jax.tree.map(_array, states)
+        for name, state in states.items():
+            arrays = jax.tree.map(_array, state)
+            if self._metrics[name].grows:
+                self._parts[name] = [arrays]
+            else:
+                self._states[name] = arrays
 
-    def _merge_all(self, a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-        return {name: m.merge(a[name], b[name]) for name, m in self._metrics.items()}
+    def _each(self, run: Any, *states: dict[str, Any]) -> dict[str, Any]:
+        """What a function says of every metric's states."""
+        metrics = self._metrics
+        return {n: run(metrics[n], *(each[n] for each in states)) for n in states[0]}
 
-    def _compute_all(self, states: dict[str, Any]) -> dict[str, Any]:
-        return {name: m.compute(states[name]) for name, m in self._metrics.items()}
+
+@partial(jax.jit, static_argnums=0)
+def _merge(metric: Metric, a: Any, b: Any) -> Any:
+    return metric.merge(a, b)
+
+
+@partial(jax.jit, static_argnums=0)
+def _compute(metric: Metric, state: Any) -> Any:
+    return metric.compute(state)
 
 
 def _array(x: Any) -> Any:

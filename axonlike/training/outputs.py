@@ -17,8 +17,8 @@ from axonlike.training.watch import positive
 def csv(path: str | os.PathLike[str]) -> Callback:
     """Writes a row of numbers for every epoch.
 
-    The columns are step, epoch, and the metrics by name. A run that is resumed goes on in
-    the same file, after the rows that were written before its checkpoint.
+    The columns are step, epoch, and by name the metrics that are single numbers. A run
+    that is resumed goes on in the same file, after the rows up to its checkpoint.
 
     Args:
         path: of the file; one that is there is written over, except by a run that is
@@ -50,7 +50,8 @@ def csv(path: str | os.PathLike[str]) -> Callback:
             _write_rows(file, rows)
 
         def epoch_completed(loop: Any) -> None:
-            row = {"step": loop.step, "epoch": loop.epoch, **loop.metrics}
+            single = {n: v for n, v in loop.metrics.items() if isinstance(v, float)}
+            row = {"step": loop.step, "epoch": loop.epoch, **single}
             rows.append(row)
             if len(rows) > 1 and row.keys() <= _columns(rows[:-1]).keys():
                 with file.open("a", newline="", encoding="utf-8") as opened:
@@ -86,7 +87,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, None]:
 
 
 def tensorboard(folder: str | os.PathLike[str], *, every: int = 100) -> Callback:
-    """Writes all numbers, each at its step, as TensorBoard reads them.
+    """Writes all metrics that are single numbers, each at its step, for TensorBoard.
 
     Args:
         folder: of the event files.
@@ -108,42 +109,56 @@ def tensorboard(folder: str | os.PathLike[str], *, every: int = 100) -> Callback
     writers: Any = optional("tensorboardX", "tensorboard")
 
     def bind(loop: Any) -> Handlers:
-        writer: Any = writers.SummaryWriter(os.fspath(folder))
-        last: dict[str, int] = {}
-
-        def started(loop: Any) -> None:
-            last.update({name: len(loop.history[name]) for name in loop.history})
-
-        def write(loop: Any) -> None:
-            for name in loop.history:
-                start = last.get(name, 0)
-                steps, values = loop.history.tail(name, start)
-                for step, value in zip(steps, values, strict=True):
-                    writer.add_scalar(name, value, step)
-                last[name] = start + len(steps)
-
-        def step_completed(loop: Any) -> None:
-            if loop.step % every == 0:
-                write(loop)
-
-        def epoch_completed(loop: Any) -> None:
-            loop.flush()
-            write(loop)
-
-        def end(loop: Any) -> None:
-            write(loop)
-            writer.close()
-
+        board = _Board(writers.SummaryWriter(os.fspath(folder)), every)
+        ends = dict.fromkeys(("halted", "completed", "failed"), board.end)
         return Handlers(
             {
-                "started": started,
-                "step_completed": step_completed,
-                "epoch_completed": epoch_completed,
-                **dict.fromkeys(("halted", "completed", "failed"), end),
+                "started": board.started,
+                "step_completed": board.step_completed,
+                "epoch_completed": board.epoch_completed,
+                **ends,
             }
         )
 
     return bind
+
+
+class _Board:
+    """What was written for TensorBoard in one run."""
+
+    def __init__(self, writer: Any, every: int) -> None:
+        self._writer, self._every = writer, every
+        self._written: dict[str, int] = {}
+
+    def started(self, loop: Any) -> None:
+        """What an earlier run wrote is there."""
+        self._written = {name: len(loop.history[name]) for name in loop.history}
+
+    def step_completed(self, loop: Any) -> None:
+        """Writes what has arrived, now and then."""
+        if loop.step % self._every == 0:
+            self._write(loop)
+
+    def epoch_completed(self, loop: Any) -> None:
+        """Writes everything."""
+        loop.flush()
+        self._write(loop)
+
+    def end(self, loop: Any) -> None:
+        """Writes what is left."""
+        if loop.error is None:
+            loop.flush()
+        self._write(loop)
+        self._writer.close()
+
+    def _write(self, loop: Any) -> None:
+        for name in loop.history:
+            start = self._written.get(name, 0)
+            steps, values = loop.history.tail(name, start)
+            self._written[name] = start + len(steps)
+            for step, value in zip(steps, values, strict=True):
+                if isinstance(value, float):
+                    self._writer.add_scalar(name, value, step)
 
 
 def profile(

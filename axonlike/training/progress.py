@@ -24,7 +24,7 @@ class Silent:
     def start(self, loop: Any) -> None:
         """Before the first step."""
 
-    def measured(self, metrics: Mapping[str, float]) -> None:
+    def measured(self, metrics: Mapping[str, Any]) -> None:
         """Metrics of one more step have arrived."""
 
     def tick(self, loop: Any) -> None:
@@ -82,9 +82,11 @@ class Bar(Silent):
         self._task = self._bar.add_task("", total=None, rate="", metrics="")
         self._bar.start()
 
-    def measured(self, metrics: Mapping[str, float]) -> None:
+    def measured(self, metrics: Mapping[str, Any]) -> None:
         """Smooths them."""
         for name, value in metrics.items():
+            if not isinstance(value, float):
+                continue
             if name not in self._smooth:
                 self._smooth[name] = Smooth()
             self._smooth[name].add(value)
@@ -102,7 +104,7 @@ class Bar(Silent):
             description=f"epoch {min(loop.epoch + 1, loop.epochs or loop.epoch + 1)}"
             f"{_of(loop.epochs)}",
             completed=loop.step,
-            total=loop.total,
+            total=loop.expected,
             rate=self._speed(loop),
             metrics=line(shown),
             refresh=True,
@@ -118,9 +120,10 @@ class Bar(Silent):
         if not rate:
             return ""
         speed = f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step"
-        if loop.total is None:
+        if loop.expected is None:
             return speed
-        return f"{speed}, {duration((loop.total - loop.step) / rate)} left"
+        left = max(loop.expected - loop.step, 0) / rate
+        return f"{speed}, {duration(left)} left"
 
 
 class Smooth:
@@ -158,9 +161,10 @@ def display(verbose: int | None) -> Silent:
     return Bar(screen) if screen.is_terminal or screen.is_jupyter else Silent()
 
 
-def line(metrics: Mapping[str, float]) -> str:
-    """Metrics in a line."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+def line(metrics: Mapping[str, Any]) -> str:
+    """Metrics in a line, those that are single numbers."""
+    single = {n: v for n, v in metrics.items() if isinstance(v, float)}
+    return "  ".join(f"{name} {value:.4g}" for name, value in single.items())
 
 
 def duration(seconds: float) -> str:
