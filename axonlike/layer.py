@@ -381,6 +381,9 @@ class Layer:
     def __str__(self) -> str:
         return "\n".join(text.lines(self))
 
+    def _repr_html_(self) -> str:
+        return text.as_html(self)
+
     # --- operators
 
     def __rshift__(self, other: Any) -> Layer:

@@ -166,31 +166,99 @@ def _option(layer: Any, name: str, value: Any) -> str:
     return f"{name}={brief(value)}"
 
 
-def lines(layer: Any, label: str = "", indent: str = "") -> Iterator[str]:
-    """The model as one reads it: a line a layer, runs of equal siblings as one."""
-    head = layer.kind if layer.function is not None else headline(layer)
-    name = f"{label}: " if label else ""
-    yield f"{indent}{name}{head}"
-    items = list(layer.children.items())
+Item = tuple[str, Any, Mapping[str, Any]]
+"""A child as one reads it: its name, "" for none; itself, and the places below it."""
+
+
+def lines(
+    layer: Any, label: str = "", indent: str = "", places: Any = None
+) -> Iterator[str]:
+    """The model as one reads it: a line a layer, runs of equal siblings as one.
+
+    A wrapper stands around its body on one line; what a body in several steps holds
+    stands below. Names are those of paths.
+    """
+    head, items = _read(layer, layer.places if places is None else places)
+    yield f"{indent}{label}: {head}" if label else f"{indent}{head}"
     at = 0
     while at < len(items):
-        slot, child = items[at]
+        name, child, below = items[at]
         same = _run_length(items[at:])
+        if same > 2 and name:
+            name = f"{name} .. {items[at + same - 1][0]}"
         if same > 2:
-            slot = f"{slot} .. {items[at + same - 1][0]}: {same} x"
-        else:
-            same = 1
-        yield from lines(child, slot, indent + "  ")
-        at += same
+            first, *rest = lines(child, "", indent + "  ", below)
+            count = f"{name}: {same} x " if name else f"{same} x "
+            yield f"{indent}  {count}{first.strip()}"
+            yield from rest
+            at += same
+            continue
+        yield from lines(child, name, indent + "  ", below)
+        at += 1
 
 
-def _run_length(items: list[tuple[str, Any]]) -> int:
+def _read(layer: Any, places: Mapping[str, Any]) -> tuple[str, list[Item]]:
+    """One line for a layer, and what there is to say below it."""
+    if layer.function is not None:
+        return layer.kind, []
+    items = _items(layer, places)
+    if "f" not in layer.children or places["f"].path:
+        return headline(layer), items
+    body = layer.children["f"]
+    inner, below = _read(body, places["f"].below)
+    items = [*below, *_items(layer, places, without="f")]
+    if layer.kind == "repeat":
+        return _repeated(layer, inner), items
+    if not layer.transparent or body.kind == "serial":
+        return headline(layer), items
+    return headline(layer).removesuffix("...)") + f"{inner})", items
+
+
+def _repeated(layer: Any, inner: str) -> str:
+    """So many times the body, and how it is run where that is said."""
+    options = [
+        _option(layer, name, value)
+        for name, value in layer.config.items()
+        if name not in ("f", "n") and not is_default(layer, name, value)
+    ]
+    how = f" ({', '.join(options)})" if options else ""
+    return f"{layer.config['n']} x {inner}{how}"
+
+
+def _items(layer: Any, places: Mapping[str, Any], without: str = "") -> list[Item]:
+    """The children of a layer; those that add no level have no name."""
+    return [
+        ("/".join(places[slot].path), child, places[slot].below)
+        for slot, child in layer.children.items()
+        if slot != without
+    ]
+
+
+def _run_length(items: list[Item]) -> int:
     """How many siblings from the first on are equal."""
-    first = items[0][1]
+    first = items[0][1].named(None)
     count = 1
-    while count < len(items) and items[count][1] == first:
+    while count < len(items) and items[count][1].named(None) == first:
         count += 1
     return count
+
+
+def as_html(layer: Any) -> str:
+    """The same for a notebook, where what is inside of a layer folds away."""
+    import html
+
+    every = list(lines(layer))
+    depths = [(len(line) - len(line.lstrip())) // 2 for line in every]
+    parts: list[str] = []
+    for line, depth, after in zip(every, depths, [*depths[1:], 0], strict=True):
+        shown = f"<code>{html.escape(line.strip())}</code>"
+        if after > depth:
+            style = "margin-left:1.5em" if depth else ""
+            parts.append(f'<details open style="{style}"><summary>{shown}</summary>')
+        else:
+            parts.append(f'<div style="margin-left:1.5em">{shown}</div>')
+            parts += ["</details>"] * (depth - after)
+    return "".join(parts)
 
 
 def check_importable(layer: Any) -> None:

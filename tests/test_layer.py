@@ -409,7 +409,7 @@ def test_str_folds_runs_of_equal_layers():
     model = al.serial(*[al.dense(8)] * 12, al.dense(2).named("head"))
     assert str(model) == (
         "serial(...)\n"
-        "  dense .. dense_11: 12 x: dense(features=8)\n"
+        "  dense .. dense_11: 12 x dense(features=8)\n"
         "  head: dense(features=2)"
     )
 

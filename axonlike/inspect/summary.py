@@ -189,7 +189,7 @@ def summary(
         relu     float32[b, 128]
         dense_1  float32[b, 10]     1,290
         >>> s.total("params"), s.total("flops")
-        (101770, 203658)
+        (101770, 203530)
     """
     _check(columns, share, depth)
     specs = as_spec(spec)
