@@ -1,0 +1,376 @@
+"""Deferred activations: what may not run, what is not there, what does not fit."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import axonlike as al
+
+KEY = jax.random.key(0)
+X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8)), jnp.float32)
+
+
+def close(a, b, **how):
+    np.testing.assert_allclose(a, b, **({"rtol": 1e-5, "atol": 1e-6} | how))
+
+
+def stack(n=6, **how):
+    block = al.residual(al.layer_norm() >> al.dense(8).named("mlp"))
+    return al.serial(
+        inp=al.dense(8), blocks=al.repeat(block, n, **how), head=al.dense(2)
+    )
+
+
+def made(model, x=X):
+    return model.init(KEY, x)
+
+
+# --- copies of a repeat
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_what_a_copy_returns_is_a_site(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    inp, mlp, stream = al.compile(
+        (model["inp"], model["blocks/*/mlp"], model["blocks/*"])
+    )(params, state, X)
+    sums = inp[None] + jnp.cumsum(mlp, 0)
+    close(stream, sums)
+    close(model["blocks/2"].evaluate(params, state, X), sums[2])
+    close(model["blocks"].evaluate(params, state, X), stream[-1])
+    edit = model["blocks/3"].set(model["inp"])
+    found = al.compile(model["blocks/3/mlp"] - model["blocks"], edits=[edit])
+    close(found(params, state, X), mlp[3] - (inp + later(model, params, state, inp)))
+
+
+def later(model, params, state, x):
+    """What blocks 4 and 5 add to an input."""
+    y = al.between(model, "blocks/3", "blocks").predict(params, state, x)
+    return y - x
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_passes_of_a_tied_repeat_are_an_axis_in_front(stacked):
+    model = al.repeat(al.dense(8).named("d"), 3, tied=True, stacked=stacked)
+    params, state = made(model)
+    every = model["d"].evaluate(params, state, X)
+    assert every.shape == (3, 2, 8)
+    close(every[-1], model.predict(params, state, X))
+
+
+def test_a_run_ends_inside_of_remat_ensembles_and_vmap():
+    def refuse(x):
+        raise AssertionError("not to be run")
+
+    body = al.serial(a=al.dense(8), b=al.lift(refuse))
+    for model, path, x in [
+        (al.remat(body), "a", X),
+        (al.ensemble(body, 2), "*/a", X),
+        (al.vmap(body), "a", X[None]),
+        (al.repeat(body, 2, stacked=False, remat=True), "0/a", X),
+    ]:
+        whole = al.serial(a=al.dense(8), b=al.lift(lambda x: x))
+        params, state = {
+            "remat": al.remat(whole), "ensemble": al.ensemble(whole, 2),
+            "vmap": al.vmap(whole), "repeat": al.repeat(whole, 2, stacked=False),
+        }[model.kind].init(KEY, x)  # fmt: skip
+        assert model[path].evaluate(params, state, x).shape[-1] == 8
+        late = al.compile(model[path], edits=[model[path.replace("a", "b")].scale(0.0)])
+        with pytest.raises(ValueError, match="has no effect"):
+            late(params, state, x)
+
+
+# --- choices that may not run
+
+
+def is_positive(x):
+    return x[0, 0] > 0
+
+
+def choice():
+    f = al.serial(a=al.dense(3), b=al.dense(2))
+    return al.serial(c=al.cond(is_positive, f.named("f"), al.dense(2, name="g")))
+
+
+def test_what_may_not_run_is_read_with_a_fill():
+    model = choice()
+    params, state = made(model, X)
+    ran, skipped = model["c/f/a"].fill(jnp.nan), model["c/g"].fill(7.0)
+    read = jax.jit(al.compile({"a": ran, "g": skipped, "sum": ran[..., 0].sum()}))
+    for x in (X.at[0, 0].set(1.0), X.at[0, 0].set(-1.0)):
+        found = read(params, state, x)
+        f, g = (model.part(f"c/{name}").predict(params, state, x) for name in "fg")
+        a = model.part("c/f/a").predict(params, state, x)
+        if is_positive(x):
+            close(found["a"], a)
+            assert (found["g"] == 7).all()
+            close(found["sum"], a[:, 0].sum(), rtol=1e-4)
+        else:
+            assert jnp.isnan(found["a"]).all()
+            close(found["g"], g)
+            assert jnp.isnan(found["sum"])
+        assert f.shape == g.shape
+    assert repr(ran) == "c/f/a.fill(nan)"
+    assert ran != model["c/f/a"]
+    assert ran == choice()["c/f/a"].fill(jnp.nan)
+    assert repr(model["c/g", ..., 0].fill(0)) == "c/g.fill(0)[..., 0]"
+
+
+def test_choices_in_choices_and_in_copies():
+    inner = al.cond(is_positive, al.dense(8, name="f"), al.dense(8, name="g"))
+    outer = al.switch(
+        lambda x: 1, al.identity, inner.named("in"), al.dense(8, name="h")
+    )
+    model = al.serial(blocks=al.repeat(outer.named("s"), 3))
+    params, state = made(model)
+    f, g = (model[f"blocks/*/s/in/{name}"].fill(-1.0) for name in "fg")
+    h = model["blocks/*/s/h"].fill(5.0)
+    found = al.compile((f, g, h, model["blocks/*/s"]))(params, state, X)
+    assert (found[2] == 5).all()
+    x = X
+    for i in range(3):
+        positive = is_positive(x)
+        x = found[3][i]
+        close(found[0 if positive else 1][i], x)
+        assert (found[1 if positive else 0][i] == -1).all()
+    one = model["blocks/1/s/in/f"].fill(-1.0).evaluate(params, state, X)
+    close(one, found[0][1])
+
+
+def test_edits_and_gradients_where_it_may_not_run():
+    model = choice()
+    params, state = made(model, X)
+    edited = al.compile(model["output"], edits=[model["c/f/a"].scale(0.0)])
+    grads = al.value_and_grads(
+        model["output"].sum(), wrt=[model["c/f/a"], model["c/g"]]
+    )
+    yes, no = X.at[0, 0].set(1.0), X.at[0, 0].set(-1.0)
+    close(edited(params, state, no), model.predict(params, state, no))
+    close(edited(params, state, yes), jnp.zeros((2, 2)))
+    for x in (yes, no):
+        _, (a, g) = grads(params, state, x)
+        kernel = params["c"]["f"]["b"]["kernel"]
+        ran = float(is_positive(x))
+        close(a, jnp.broadcast_to(kernel.sum(1), (2, 3)) * ran)
+        close(g, jnp.ones((2, 2)) * (1 - ran))
+
+
+def test_without_a_fill_it_is_an_error():
+    model = choice()
+    params, state = made(model)
+    with pytest.raises(
+        ValueError, match=r"cond: cannot read 'c/f/a', .*\.fill\(0\.0\)"
+    ):
+        model["c/f/a"].evaluate(params, state, X)
+    both = al.compile((model["c/g"], model["c/g"].fill(0.0)))
+    with pytest.raises(ValueError, match=r"'c/g' may not run.* in every place"):
+        both(params, state, X)
+    with pytest.raises(TypeError, match="fill: only an activation may not run"):
+        model["c"].mean().fill(0.0)
+    with pytest.raises(al.ShapeError, match=r"edit: expected what fits c/g"):
+        model["c/g"].fill(jnp.ones(5)).evaluate(params, state, X)
+
+
+# --- what is not there
+
+
+def test_a_traced_number_of_no_copy_gives_nan_and_never_a_neighbour():
+    model = stack()
+    params, state = made(model)
+    site = model["blocks", al.index("k"), "mlp"]
+    every = model["blocks/*/mlp"].evaluate(params, state, X)
+    read = jax.jit(al.compile(site))
+    edited = jax.jit(al.compile(model["output"], edits=[site.set(0.0)]))
+    plain = model.predict(params, state, X)
+    for k in (-7, -6, 0, 5, 6, 99):
+        value = read(params, state, X, k=jnp.asarray(k))
+        out = edited(params, state, X, k=jnp.asarray(k))
+        if -6 <= k < 6:
+            close(value, every[k])
+            assert jnp.isfinite(out).all()
+            assert not jnp.allclose(out, plain)
+        else:
+            assert jnp.isnan(value).all()
+            assert jnp.isnan(out).all()
+    for k in (6, -7, np.int32(6), jnp.asarray(6), np.array([0, 6])):
+        with pytest.raises(al.PathError, match="There are 6 copies"):
+            site.evaluate(params, state, X, k=k)
+    with pytest.raises(TypeError, match="copies of 'blocks' are chosen by integers"):
+        site.evaluate(params, state, X, k=0.5)
+
+
+def test_a_traced_item_that_is_not_there_gives_nan():
+    model = stack(1)
+    params, state = made(model)
+    j = al.arg("j")
+    read = jax.jit(al.compile(model["inp"][:, j]))
+    edited = jax.jit(al.compile(model["output"], edits=[model["inp"][:, j].set(0.0)]))
+    inp = model["inp"].evaluate(params, state, X)
+    for item in (-8, 0, 7):
+        close(read(params, state, X, j=jnp.asarray(item)), inp[:, item])
+        assert jnp.isfinite(edited(params, state, X, j=jnp.asarray(item))).all()
+    for item in (-9, 8):
+        assert jnp.isnan(read(params, state, X, j=jnp.asarray(item))).all()
+        assert jnp.isnan(edited(params, state, X, j=jnp.asarray(item))).all()
+        with pytest.raises(IndexError, match="out of bounds"):
+            al.compile(model["inp"][:, j])(params, state, X, j=jnp.asarray(item))
+    ids = al.serial(e=al.lift(lambda x: x.argmax(-1)), t=al.embedding(8, 3))
+    params, state = ids.init(KEY, X)
+    late = jax.jit(al.compile(ids["e"][j]))
+    assert late(params, state, X, j=jnp.asarray(2)) == jnp.iinfo(jnp.int32).min
+
+
+def test_expressions_in_slices_are_arguments():
+    model = stack(1)
+    params, state = made(model)
+    part = model["inp"][:, al.arg("start") : al.arg("stop")]
+    assert repr(part) == "inp[:, $start:$stop]"
+    assert part == stack(1)["inp"][:, al.arg("start") : al.arg("stop")]
+    assert part != model["inp"][:, al.arg("start") : 3]
+    inp = model["inp"].evaluate(params, state, X)
+    close(part.evaluate(params, state, X, start=2, stop=5), inp[:, 2:5])
+    edit = model["inp"][:, : al.arg("stop")].set(0.0)
+    found = al.compile(model["inp"], edits=[edit])(params, state, X, stop=3)
+    close(found, inp.at[:, :3].set(0))
+    with pytest.raises(
+        TypeError, match="a slice of copies of 'blocks' has to be known"
+    ):
+        model["blocks", slice(al.arg("start"), None), "mlp"]
+
+
+# --- what does not fit
+
+
+def pair(x):
+    return {"a": x, "n": jnp.arange(3)}
+
+
+def test_edits_of_pytrees_are_edits_of_their_arrays():
+    model = al.serial(inp=al.dense(8), pair=al.lift(pair), id=al.lift(lambda x: x))
+    params, state = made(model)
+    a = model["inp"].evaluate(params, state, X)
+
+    def after(edit):
+        return al.compile(model["output"], edits=[edit])(params, state, X)
+
+    site = model["pair"]
+    doubled = after(site.scale(2))
+    close(doubled["a"], 2 * a)
+    assert list(doubled["n"]) == [0, 2, 4]
+    each = after(site.add({"a": 0.5, "n": 1}))
+    close(each["a"], a + 0.5)
+    assert list(each["n"]) == [1, 2, 3]
+    close(after(site["a"][:, 0].set(0.0))["a"], a.at[:, 0].set(0))
+    for wrong in (
+        site.set({"a": 0.0}), site.add((1, 2)), site.map(lambda value: value["a"]),
+        site.set({"a": jnp.zeros(3), "n": 0}),
+    ):  # fmt: skip
+        with pytest.raises(al.ShapeError, match="edit: expected what fits pair"):
+            after(wrong)
+
+
+def test_what_a_dtype_cannot_hold_is_refused():
+    model = al.serial(e=al.lift(lambda x: x.argmax(-1)), t=al.embedding(8, 3))
+    params, state = made(model)
+    ids = model["e"]
+
+    def after(edit):
+        return al.compile(model["e"], edits=[edit])(params, state, X)
+
+    assert (after(ids.add(1)) == ids.evaluate(params, state, X) + 1).all()
+    for edit in (ids.add(0.5), ids.scale(0.5), ids.set(0.5), ids.map(jnp.sin)):
+        with pytest.raises(
+            TypeError, match=r"edit: e is int32\[2\], and .* cannot hold"
+        ):
+            after(edit)
+    for edit in (ids.rotate(1), ids.project_out(1)):
+        with pytest.raises(al.ShapeError, match="floats with a last axis at e"):
+            after(edit)
+    half = al.mixed(stack(1), jnp.bfloat16)
+    params, state = made(half)
+    found = al.compile(half["inp"], edits=[half["inp"].set(np.float32(0.5))])
+    assert found(params, state, X).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", ["x", "key", "params", "state", "train", "self"])
+def test_names_of_the_functions_own_parameters_are_refused(name):
+    for make in (al.arg, al.index, lambda n: al.on(n, al.site("a"))):
+        with pytest.raises(ValueError, match=f"a parameter '{name}' of its own"):
+            make(name)
+
+
+def test_names_have_one_meaning():
+    with pytest.raises(TypeError, match="arg: expected a name"):
+        al.arg(3)
+    t = stack(1)["inp"]
+    with pytest.raises(
+        ValueError, match="'clean' is the input of a run and an argument"
+    ):
+        al.compile(t, edits=[t.set(al.on("clean", t) + al.arg("clean"))])
+
+
+def test_a_gradient_for_what_does_not_matter_is_told():
+    model = stack()
+    params, state = made(model)
+    function = al.value_and_grads(model["inp"].sum(), wrt=[model["inp"], model["head"]])
+    text = (
+        "value_and_grads: sum(inp) does not need head, so it has no gradient for that. "
+        "Leave it out of wrt."
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        function(params, state, X)
+
+
+# --- on several devices
+
+SHARDED = """
+import jax, numpy as np, axonlike as al
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+mesh = Mesh(np.array(jax.devices()).reshape(2, 2), ("data", "model"))
+block = al.residual(al.layer_norm() >> al.dense(8).named("mlp"))
+model = al.serial(inp=al.dense(8), blocks=al.repeat(block, 4), head=al.dense(2))
+key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (4, 8))
+plain, state = model.init(key, x)
+with jax.set_mesh(mesh):
+    columns = {"**/kernel": NamedSharding(mesh, P(None, "model"))}
+    rows = {"blocks/**/kernel": NamedSharding(mesh, P(None, None, "model"))}
+    params, _ = model.init(key, x, {**columns, **rows})
+    y = jax.device_put(x, NamedSharding(mesh, P("data")))
+    assert len(params["blocks"]["*"]["mlp"]["kernel"].sharding.device_set) == 4
+    t, k = model["blocks/2/mlp"], model["blocks", al.index("k"), "mlp"]
+    out = model["output"]
+
+    def everything(params, x):
+        patched = al.compile(out, edits=[t.set(al.on("other", t))])
+        late = al.compile(out, edits=[k.scale(0.0)])
+        grads = al.value_and_grads(out.sum(), wrt=[t, model["blocks/*/mlp"]])
+        return (
+            al.compile((t, model["blocks/*"]))(params, state, x),
+            patched(params, state, x, other=-x),
+            late(params, state, x, k=1),
+            grads(params, state, x),
+            al.between(model, "blocks/1", "head").predict(params, state, x),
+        )
+
+    ours = jax.jit(everything)(params, y)
+    theirs = jax.jit(everything)(plain, x)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_params_that_are_spread_over_devices():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED], env={**os.environ, **flags},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
