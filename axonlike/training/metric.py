@@ -110,7 +110,12 @@ class Logs(dict[str, Any]):
 
 def _flat(logs: Logs) -> Any:
     names = tuple(logs)
-    return (*(logs[name] for name in names), logs.states), names
+    return (*logs.values(), logs.states), names
+
+
+def _flat_with_keys(logs: Logs) -> Any:
+    items = [(jax.tree_util.DictKey(name), value) for name, value in logs.items()]
+    return (*items, (jax.tree_util.GetAttrKey("states"), logs.states)), tuple(logs)
 
 
 def _whole(names: tuple[str, ...], items: Any) -> Logs:
@@ -118,7 +123,7 @@ def _whole(names: tuple[str, ...], items: Any) -> Logs:
     return Logs(dict(zip(names, values, strict=True)), states)
 
 
-jax.tree_util.register_pytree_node(Logs, _flat, _whole)
+jax.tree_util.register_pytree_with_keys(Logs, _flat_with_keys, _whole, _flat)
 
 
 def named(metrics: Any) -> dict[str, Metric]:
