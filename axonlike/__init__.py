@@ -111,6 +111,8 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike.inspect.summary import summary
     from axonlike.io.mapping import fuse, mapping, split, tied
     from axonlike.io.models import load_model, save_model
+    from axonlike.io.onnx.export import export_onnx
+    from axonlike.io.stablehlo import export
     from axonlike.io.weights import load, save
     from axonlike.policy import Cast, casts, precision
     from axonlike.stretch import between
@@ -305,10 +307,18 @@ __all__ = [
     "max_compiles",
     "summary",
     # files
+    "export",
+    "export_onnx",
+    "fuse",
     "load",
     "load_model",
+    "mapping",
     "save",
     "save_model",
+    "split",
+    "tied",
+    # models to start from
+    "models",
     # errors
     "PathError",
     "ShapeError",
@@ -320,8 +330,12 @@ _ON_FIRST_USE = {
     "inspect.explain": ("explain",),
     "inspect.ledger": ("ledger", "max_compiles"),
     "inspect.summary": ("summary",),
+    "io.mapping": ("fuse", "mapping", "split", "tied"),
     "io.models": ("load_model", "save_model"),
+    "io.onnx.export": ("export_onnx",),
+    "io.stablehlo": ("export",),
     "io.weights": ("load", "save"),
+    "models": (),
     "policy": ("Cast", "casts", "precision"),
     "stretch": ("between",),
     "surgery": (
@@ -333,8 +347,6 @@ _ON_FIRST_USE = {
         "submodel",
         "trainable",
     ),
-    "io.mapping": ("fuse", "mapping", "split", "tied"),
-    "models": (),
     "testing": (),
     "training.callbacks": (),
     "training.checkpoint": ("load_checkpoint", "save_checkpoint"),

@@ -559,9 +559,7 @@ def _build(
             view=made.view,
         )
     if isinstance(made, Layer):
-        if (
-            made.view is not None
-        ):  # tie, frozen, mixed: others know them by their factory
+        if made.view is not None:  # others know a tie, frozen or mixed by its factory
             made = OPERATORS["serial"](made)
         fields = {"transparent": False, "stem": kind, "partial": False}
         return replace(made, **common, **fields)

@@ -29,6 +29,7 @@ _PUBLIC = (
     "jax.checkpoint_policies",
     "jax",
     "axonlike",
+    "axonlike.models",
 )
 _PLAIN = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
 _BUILTIN = _PLAIN | {tuple, list, dict, set, frozenset, slice, range}

@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "axonlike"
 
-# A module imports from the lines above its own; in a folder also from its neighbours, as
-# long as there is no cycle. `axonlike/__init__.py` stands below the last line.
+# A module imports from the lines above its own; in a folder also from its neighbours, a
+# folder from what is in it, as long as there is no cycle. `axonlike/__init__.py` stands
+# below the last line.
 LINES = (
     ("errors", "extras", "types", "values"),
     ("initializers", "paths", "signature", "spec", "taps"),
@@ -137,7 +138,7 @@ def rank(name: str) -> int | None:
 
 def may_import(name: str, target: str) -> bool:
     folder = name.rpartition(".")[0]
-    if folder and covers(folder, target):
+    if covers(name, target) or (folder and covers(folder, target)):
         return True
     low, high = rank(target), rank(name)
     return low is not None and high is not None and low < high

@@ -89,11 +89,19 @@ def tie(
 
 def ties(model: Layer) -> Iterator[tuple[str, str]]:
     """Every `(target, source)` in a model, as paths from its root."""
+    return ((target, source) for target, source, _ in turned_ties(model))
+
+
+def turned_ties(model: Layer) -> Iterator[tuple[str, str, bool]]:
+    """The same, and whether the target is the source with its axes reversed."""
     for spot in spots(model):
         if spot.layer.factory is tie:
-            for target, source in _ends(spot.layer, spot.places):
+            pairs = spot.layer.config["pairs"]
+            turned = _check(pairs, spot.layer.config["transpose"])
+            ends = _ends(spot.layer, spot.places)
+            for name, (target, source) in zip(pairs, ends, strict=True):
                 for home in spot.paths:
-                    yield join(home, target), join(home, source)
+                    yield join(home, target), join(home, source), name in turned
 
 
 def _ends(layer: Layer, places: Mapping[str, Place]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from axonlike.layers.checks import positive
 from axonlike.layers.gates import (
     Activation,
     carried,
+    every_gate,
     gate_inits,
     gate_params,
     lstm_step,
@@ -113,6 +114,7 @@ def lstm_cell(
     peephole: bool = False,
     forget_bias: float = 1.0,
     use_bias: bool = True,
+    use_recurrent_bias: bool = False,
     gate_fn: Activation = jax.nn.sigmoid,
     activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
@@ -139,6 +141,8 @@ def lstm_cell(
             one, each by a weight per feature.
         forget_bias: what the forget gate's part of the bias has on top of `bias_init`.
         use_bias: whether there is a bias.
+        use_recurrent_bias: whether the carry's product has a bias of its own too, as in
+            PyTorch: an optimizer then moves their sum twice as fast.
         gate_fn: of the gates i, f, o; element by element.
         activation_fn: of g and c; element by element.
         kernel_init: initializer of each gate's part of the kernel.
@@ -156,6 +160,7 @@ def lstm_cell(
         kernel: `(n, 4 * features)`, LeCun normal.
         recurrent_kernel: `(features, 4 * features)`, orthogonal for each gate.
         bias: `(4 * features,)`, zeros, f's part 1; absent when `use_bias` is false.
+        recurrent_bias: `(4 * features,)`, zeros; absent unless asked for.
         peephole: `(3, features)`, for i, f, o, zeros; absent unless asked for.
 
     Raises:
@@ -191,6 +196,10 @@ def lstm_cell(
             forget=1,
             forget_bias=forget_bias,
         )
+        if use_recurrent_bias:
+            params["recurrent_bias"] = every_gate(
+                bias_init, key, 4, features, param_dtype
+            )
         if peephole:
             params["peephole"] = jnp.zeros((3, features), param_dtype)
         return params

@@ -104,27 +104,37 @@ def projection(multiply: Multiply, count: int) -> Callable[[Params, Any], Any]:
     """
 
     def project(params: Params, x: Any) -> tuple[Array, ...]:
-        kernels = jnp.split(params["kernel"], count, -1)
-        parts = [multiply(x, kernel) for kernel in kernels]
-        if "bias" not in params:
-            return tuple(parts)
-        biases = jnp.split(params["bias"], count, -1)
-        return tuple(
-            add_bias({"bias": bias}, part)
-            for bias, part in zip(biases, parts, strict=True)
-        )
+        y = add_bias(params, multiply(x, params["kernel"]))
+        return tuple(jnp.split(y, count, -1))
 
     return project
 
 
 def carried(multiply: Multiply, params: Params, h: Any, count: int) -> list[Array]:
-    """The carry's part of each gate."""
-    return jnp.split(multiply(h, params["recurrent_kernel"]), count, -1)
+    """The carry's part of each gate, with its own bias where that is every gate's."""
+    y = multiply(h, params["recurrent_kernel"])
+    if _is_of_every_gate(params):
+        y = add_bias({"bias": params["recurrent_bias"]}, y)
+    return jnp.split(y, count, -1)
+
+
+def every_gate(
+    init: InitFunction, key: Key, count: int, features: int, dtype: Any
+) -> Array:
+    """A bias of the carry's product: a part for each gate."""
+    keys = jax.random.split(jax.random.fold_in(key, 3), count)
+    return jnp.concatenate([init(k, (features,), dtype) for k in keys])
+
+
+def _is_of_every_gate(params: Params) -> bool:
+    """Whether the carry's product has a bias for more than a candidate."""
+    own, kernel = params.get("recurrent_bias"), params["recurrent_kernel"]
+    return own is not None and own.shape[-1] == kernel.shape[-1]
 
 
 def recurrent_bias(params: Params, hn: Array) -> Array:
     """The carry's part of a candidate that a gate is to act on."""
-    if "recurrent_bias" not in params:
+    if "recurrent_bias" not in params or _is_of_every_gate(params):
         return hn
     bias = to_dtype(params["recurrent_bias"], hn.dtype)
     return hn + jnp.broadcast_to(bias, hn.shape)

@@ -14,6 +14,7 @@ from axonlike.layers.gates import (
     Activation,
     blend,
     carried,
+    every_gate,
     gate_inits,
     gate_params,
     multiplier,
@@ -32,6 +33,7 @@ def gru_cell(
     *,
     reset_after: bool = True,
     use_bias: bool = True,
+    use_recurrent_bias: bool = False,
     gate_fn: Activation = jax.nn.sigmoid,
     activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
@@ -48,7 +50,7 @@ def gru_cell(
     product: `r = sigmoid(xr + hr)`, `z = sigmoid(xz + hz)`,
     `n = tanh(xn + r * (hn + b))`, `h = (1 - z) * n + z * h`. The reset gate acts after
     the product, as in PyTorch, cuDNN and Flax, so `n` needs a bias of its own there, `b`.
-    PyTorch's other two recurrent biases are part of `bias`.
+    PyTorch's other two recurrent biases are part of `bias`, unless asked for.
 
     Before the product, as in Cho et al. and Haiku, is `n = tanh(xn + (r * h) @ kernel)`:
     one bias less, but two products in turn, hence slower. (Haiku's z is our 1 - z.)
@@ -57,6 +59,8 @@ def gru_cell(
         features: width of `h`; positive.
         reset_after: whether the reset gate acts after the product or before it.
         use_bias: whether there are biases.
+        use_recurrent_bias: whether r and z have a second bias too, that of the carry's
+            product, as in PyTorch; needs `reset_after`.
         gate_fn: of the gates r, z; element by element.
         activation_fn: of n; element by element.
         kernel_init: initializer of each gate's part of the kernel.
@@ -74,11 +78,12 @@ def gru_cell(
         kernel: `(n, 3 * features)`, LeCun normal.
         recurrent_kernel: `(features, 3 * features)`, orthogonal for each gate.
         bias: `(3 * features,)`, zeros; absent when `use_bias` is false.
-        recurrent_bias: `(features,)`, zeros; absent when `use_bias` or `reset_after` is
-            false.
+        recurrent_bias: `(features,)`, zeros, or `(3 * features,)` when asked for; absent
+            when `use_bias` or `reset_after` is false.
 
     Raises:
-        ValueError: `features` is not a positive int.
+        ValueError: `features` is not a positive int, or `use_recurrent_bias` without the
+            other two.
         ShapeError: the input is not one time step.
 
     Example:
@@ -95,6 +100,11 @@ def gru_cell(
         Statistical Machine Translation", EMNLP 2014.
     """
     positive("gru_cell", features=features)
+    if use_recurrent_bias and not (use_bias and reset_after):
+        raise ValueError(
+            "gru_cell: use_recurrent_bias needs use_bias and reset_after, got "
+            f"{use_bias} and {reset_after}."
+        )
     inits = gate_inits(kernel_init, recurrent_kernel_init, bias_init, use_bias=use_bias)
     multiply = multiplier(precision, dot_general)
     project = projection(multiply, 3)
@@ -103,7 +113,11 @@ def gru_cell(
         one_step("gru_cell", x)
         own, rest = jax.random.split(key)
         params = gate_params(rest, (x.shape[-1], features), 3, inits, param_dtype)
-        if use_bias and reset_after:
+        if use_recurrent_bias:
+            params["recurrent_bias"] = every_gate(
+                bias_init, own, 3, features, param_dtype
+            )
+        elif use_bias and reset_after:
             params["recurrent_bias"] = bias_init(own, (features,), param_dtype)
         return params
 

@@ -111,6 +111,7 @@ def lstm(
     peephole: bool = False,
     forget_bias: float = 1.0,
     use_bias: bool = True,
+    use_recurrent_bias: bool = False,
     gate_fn: Activation = jax.nn.sigmoid,
     activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
@@ -134,6 +135,8 @@ def lstm(
         peephole: whether the gates see the memory.
         forget_bias: what the forget gate's part of the bias has on top of `bias_init`.
         use_bias: whether there is a bias.
+        use_recurrent_bias: whether the carry's product has a bias of its own too, for
+            every gate, as in PyTorch.
         gate_fn: of the gates; element by element.
         activation_fn: of g and c; element by element.
         kernel_init: initializer of each gate's part of the kernel.
@@ -152,6 +155,7 @@ def lstm(
         kernel: `(n, 4 * features)`, gates in the order i, f, g, o.
         recurrent_kernel: `(features, 4 * features)`.
         bias: `(4 * features,)`; absent when `use_bias` is false.
+        recurrent_bias: `(4 * features,)`; absent unless asked for.
         peephole: `(3, features)`, for i, f, o; absent unless asked for.
 
     Raises:
@@ -172,6 +176,7 @@ def lstm(
         peephole=peephole,
         forget_bias=forget_bias,
         use_bias=use_bias,
+        use_recurrent_bias=use_recurrent_bias,
         gate_fn=gate_fn,
         activation_fn=activation_fn,
         kernel_init=kernel_init,
@@ -200,6 +205,7 @@ def gru(
     unroll: int = 1,
     reset_after: bool = True,
     use_bias: bool = True,
+    use_recurrent_bias: bool = False,
     gate_fn: Activation = jax.nn.sigmoid,
     activation_fn: Activation = jnp.tanh,
     kernel_init: InitFunction = lecun_normal(),
@@ -222,6 +228,8 @@ def gru(
         unroll: steps per iteration of the loop.
         reset_after: whether the reset gate acts after the product or before it.
         use_bias: whether there are biases.
+        use_recurrent_bias: whether r and z have a second bias too, that of the carry's
+            product, as in PyTorch; needs `reset_after`.
         gate_fn: of the gates; element by element.
         activation_fn: of n; element by element.
         kernel_init: initializer of each gate's part of the kernel.
@@ -240,11 +248,12 @@ def gru(
         kernel: `(n, 3 * features)`, gates in the order r, z, n.
         recurrent_kernel: `(features, 3 * features)`.
         bias: `(3 * features,)`; absent when `use_bias` is false.
-        recurrent_bias: `(features,)`, of n; absent when `use_bias` or `reset_after` is
-            false.
+        recurrent_bias: `(features,)`, of n, or `(3 * features,)` when asked for; absent
+            when `use_bias` or `reset_after` is false.
 
     Raises:
-        ValueError: `features` is not a positive int.
+        ValueError: `features` is not a positive int, or `use_recurrent_bias` without
+            `use_bias` and `reset_after`.
         ShapeError: the input is not a sequence of vectors.
 
     Example:
@@ -261,6 +270,7 @@ def gru(
         features,
         reset_after=reset_after,
         use_bias=use_bias,
+        use_recurrent_bias=use_recurrent_bias,
         gate_fn=gate_fn,
         activation_fn=activation_fn,
         kernel_init=kernel_init,

@@ -1,0 +1,106 @@
+"""Text, one token after the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from axonlike.errors import ShapeError
+from axonlike.layer import Layer
+from axonlike.layers.checks import positive
+from axonlike.layers.kv_cache import kv_cache
+from axonlike.spec import show
+from axonlike.tree import layers
+from axonlike.types import Array, Key, Params, State
+
+
+def generate(
+    model: Layer,
+    params: Params,
+    state: State,
+    tokens: Array,
+    steps: int,
+    *,
+    temperature: float = 0.0,
+    key: Key | None = None,
+) -> Array:
+    """What a language model writes after a prompt: one token in each step.
+
+    The prompt goes through the model once; each token after it alone, since keys and
+    values of those before are kept in the model's caches. A pure function, which
+    `jax.jit` compiles with `steps` static.
+
+    Args:
+        model: of token ids, whose attention has a cache: `gpt2(cache_length=64)`.
+        params: as `init` made them.
+        state: as `init` made it, with empty caches.
+        tokens: the prompt.
+        steps: how many tokens to write; positive.
+        temperature: 0 for the most likely token, else by chance: logits are divided by
+            it.
+        key: for chance.
+
+    Shapes:
+        tokens: `(batch, time)`, integers; `init` saw the same batch.
+        output: `(batch, time + steps)`.
+
+    Raises:
+        ValueError: the model has no cache, or a smaller one than is needed; or there is
+            a temperature without a key.
+        ShapeError: the prompt is no batch of tokens, or empty.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, axonlike as al
+        >>> model = al.models.gpt2(
+        ...     vocab_size=50, features=16, num_layers=1, num_heads=2, cache_length=8)
+        >>> prompt = jnp.array([[1, 2, 3]])
+        >>> params, state = model.init(jax.random.key(0), prompt)
+        >>> al.models.generate(model, params, state, prompt, 5).shape
+        (1, 8)
+    """
+    _check(model, tokens, steps, temperature, key)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
+
+    def chosen(logits: Array, key: Key) -> Array:
+        last = logits[:, -1]
+        if not temperature:
+            return jnp.argmax(last, -1).astype(tokens.dtype)
+        drawn = jax.random.categorical(key, last / temperature)
+        return drawn.astype(tokens.dtype)
+
+    def decoded(state: State, tokens: Array, key: Key) -> tuple[State, Array]:
+        logits, state = model.apply(params, state, tokens, options={"decode": True})
+        return state, chosen(logits, key)
+
+    def step(carry: Any, key: Key) -> tuple[Any, Array]:
+        state, token = decoded(carry[0], carry[1][:, None], key)
+        return (state, token), token
+
+    first = decoded(state, jnp.asarray(tokens), keys[0])
+    _, more = jax.lax.scan(step, first, keys[1:])
+    written = jnp.concatenate([first[1][None], more])
+    return jnp.concatenate([tokens, written.T], 1)
+
+
+def _check(model: Layer, tokens: Any, steps: int, temperature: float, key: Any) -> None:
+    positive("generate", steps=steps)
+    ids = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, np.integer)
+    if not ids or tokens.shape[1] < 1:
+        hint = "Pass at least one token: tokens[None] for one sequence."
+        raise ShapeError("generate", "token ids, (batch, time)", show(tokens), hint)
+    if temperature < 0 or (temperature and key is None):
+        raise ValueError(
+            f"generate: temperature must be 0, or positive with a key, got {temperature} "
+            f"and {'no key' if key is None else 'a key'}."
+        )
+    found = [each for _, each in layers(model) if each.factory is kv_cache]
+    room = min((cache.config["length"] for cache in found), default=0)
+    needed = tokens.shape[1] + steps - 1
+    if room < needed:
+        raise ValueError(
+            f"generate: {needed} tokens need to be kept, and the model keeps {room}. "
+            f"Build it with cache_length={needed}."
+        )
