@@ -141,6 +141,15 @@ def flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield "/".join([*([path] if path else []), *map(_quoted, steps)]), leaf
 
 
+def in_order(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """As `flat`, dicts in the order of their items; JAX would sort them."""
+    if type(tree) is not dict:
+        yield from flat(tree, path)
+        return
+    for name, item in cast("dict[Any, Any]", tree).items():
+        yield from in_order(item, "/".join([*([path] if path else []), _quoted(name)]))
+
+
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Dicts of dicts, by the steps of the names."""
     tree: dict[str, Any] = {}
@@ -219,11 +228,12 @@ def write(folder: Path, name: str, tree: Mapping[str, Any]) -> Path:
     sweep(folder)
     unfinished = folder / f"{WRITING}{name}"
     unfinished.mkdir()
-    leaves = dict(flat(dict(tree)))
+    leaves = dict(in_order(dict(tree)))
     arrays = {n: _raw(leaf) for n, leaf in leaves.items() if not _is_plain(leaf)}
     _write_arrays(unfinished / ARRAYS, {n: a for n, a in arrays.items() if a.size})
     manifest = {
         "format": FORMAT,
+        "names": list(leaves),
         "values": {n: leaf for n, leaf in leaves.items() if _is_plain(leaf)},
         "arrays": {n: [str(a.dtype), list(a.shape)] for n, a in arrays.items()},
         "files": checksums(unfinished),
@@ -283,7 +293,7 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _write_manifest(path: Path, manifest: Mapping[str, Any]) -> None:
-    text = json.dumps(manifest, sort_keys=True)
+    text = json.dumps(manifest)
     path.write_text(f"{_digest(text)}\n{text}\n", encoding="utf-8")
     _to_disk(path)
     _to_disk(path.parent)
@@ -346,7 +356,7 @@ def read(path: Path) -> Saved:
             state = "is missing" if file not in actual else "is not what was written"
             raise ValueError(f"{file} {state}")
     leaves = manifest["values"] | _read_arrays(path / ARRAYS, manifest["arrays"])
-    return Saved(path, nested(leaves))
+    return Saved(path, nested({name: leaves[name] for name in manifest["names"]}))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
