@@ -108,6 +108,7 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike.adapters import adapter, lora, merge_lora
     from axonlike.inspect.explain import explain
     from axonlike.inspect.ledger import ledger, max_compiles
+    from axonlike.inspect.nonfinite import locate_nonfinite, nonfinite_guard
     from axonlike.inspect.summary import summary
     from axonlike.io.mapping import fuse, mapping, split, tied
     from axonlike.io.models import load_model, save_model
@@ -304,7 +305,9 @@ __all__ = [
     # models looked at, and what went wrong
     "explain",
     "ledger",
+    "locate_nonfinite",
     "max_compiles",
+    "nonfinite_guard",
     "summary",
     # files
     "export",
@@ -329,6 +332,7 @@ _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
     "inspect.explain": ("explain",),
     "inspect.ledger": ("ledger", "max_compiles"),
+    "inspect.nonfinite": ("locate_nonfinite", "nonfinite_guard"),
     "inspect.summary": ("summary",),
     "io.mapping": ("fuse", "mapping", "split", "tied"),
     "io.models": ("load_model", "save_model"),

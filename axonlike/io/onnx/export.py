@@ -1,0 +1,175 @@
+"""`export_onnx`: a model as an ONNX file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+import jax
+
+from axonlike.evaluation import evaluate
+from axonlike.frame import Run
+from axonlike.io.onnx.check import Case, check_file, compare, is_runnable
+from axonlike.io.onnx.convert import Converter, is_plain
+from axonlike.io.onnx.graph import Graph, Value, stored
+from axonlike.io.onnx.nodes import Marks
+from axonlike.io.onnx.write import is_large, moved_to, write_to
+from axonlike.layer import Layer
+from axonlike.paths import join
+from axonlike.spec import Spec, as_spec, is_spec
+from axonlike.types import Params, PyTree, State
+
+_OLDEST, _NEWEST = 18, 25
+
+
+def export_onnx(
+    model: Layer,
+    params: Params,
+    state: State,
+    spec: PyTree,
+    path: str | os.PathLike[str],
+    *,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    opset: int = 23,
+    external_data: bool | None = None,
+    verify: bool | None = None,
+    tolerance: float | None = None,
+) -> None:
+    """Writes a model's inference as an ONNX file, which runs without JAX.
+
+    Named sizes stay open: they are the file's symbolic dimensions. Weights and statistics
+    are its initializers, named by their paths; the copies of a stacked repeat stand under
+    their own, `blocks/0/...`. An input that is one array is called `input`, one in a
+    pytree `input/x`; outputs are called `output` alike. Numbers in bfloat16 are, but for
+    weights, float32 that are rounded at every step: few runtimes take or compute them.
+
+    The file is held to ONNX's own checker and, where onnxruntime is installed, to the
+    model's outputs for two choices of open sizes. Nothing stands at `path` before.
+
+    Args:
+        model: what is exported: its `predict`.
+        params: as `init` or training made them.
+        state: likewise.
+        spec: of the input, as for `init`; `al.spec("b t", int)` names open sizes.
+        path: of the file, say `model.onnx`.
+        options: static options for the layers that declare them.
+        opset: the version of ONNX's operators, from 18 on. Attention is one node from 23
+            on, and several before.
+        external_data: whether the arrays stand in a file beside, `model.onnx.data`, of
+            which a runtime can map parts; None: if they are too many for one file, 2 GB.
+        verify: whether to compare with onnxruntime; None: if it is installed.
+        tolerance: how far outputs may differ, as a fraction of the largest number where
+            that is above 1; None: 64 steps of the output's dtype, 7.6e-6 in float32.
+
+    Shapes:
+        Those of the spec; one file takes all sizes that it allows.
+
+    Raises:
+        ImportError: onnx is not installed.
+        NotImplementedError: ONNX has no counterpart of a primitive; it is named, with the
+            path of the layer that it is in.
+        ValueError: the opset is not known, a size cannot be told from the inputs, or what
+            onnxruntime computes is something else.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import jax, axonlike as al
+        >>> model = al.dense(8) >> jax.nn.relu >> al.dense(2)
+        >>> params, state = model.init(jax.random.key(0), al.spec("b 4"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "model.onnx")
+        ...     al.export_onnx(model, params, state, al.spec("b 4"), path)
+        ...     path.stat().st_size < 2000
+        True
+
+    References:
+        https://onnx.ai/onnx/operators
+    """
+    if isinstance(opset, bool) or not _OLDEST <= opset <= _NEWEST:
+        raise ValueError(
+            f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
+        )
+    specs, marks = as_spec(spec), Marks(opset)
+    traced = _function(marks.marked(model), options)
+    shapes = jax.tree.map(_shape_of, (params, state))
+    program, made = cast(Any, jax.make_jaxpr)(traced, return_shape=True)(*shapes, specs)
+    g, names = Graph(opset), _names("output", made)
+    infos, inputs = _inputs(g, specs)
+    g.file.names.update(dict.fromkeys(names, 1))
+    weights = [Value("", a.shape, a.dtype, a, at) for at, a in _weights(params, state)]
+    values = Converter(marks).run(g, program, [*weights, *inputs])
+    outputs = _outputs(g, names, jax.tree.leaves(made), values)
+    beside = is_large(g) if external_data is None else external_data
+    with moved_to(Path(path), beside=beside) as draft:
+        write_to(draft, g, infos, outputs, beside=beside)
+        check_file(draft)
+        if is_runnable() if verify is None else verify:
+            case = Case(_function(model, options), (params, state), specs, _facts(spec))
+            compare(draft, _names("input", specs), case, tolerance)
+
+
+def _function(model: Layer, options: Mapping[str, Any]) -> Callable[..., Any]:
+    def run(params: Params, state: State, x: PyTree) -> PyTree:
+        return evaluate(model, params, state, x, Run(options=options))[0]
+
+    return run
+
+
+def _shape_of(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _facts(spec: PyTree) -> list[str]:
+    """The constraints on open sizes."""
+    leaves = jax.tree.leaves(spec, is_leaf=is_spec)
+    return [c for leaf in leaves if isinstance(leaf, Spec) for c in leaf.constraints]
+
+
+def _by_path(tree: PyTree) -> list[tuple[str, Any]]:
+    """Every leaf with its path, in JAX's order."""
+    leaves = cast(Any, jax.tree_util.tree_leaves_with_path(tree))
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [(name(steps), leaf) for steps, leaf in leaves]
+
+
+def _weights(params: Params, state: State) -> list[tuple[str, Any]]:
+    """Params and state by path, told apart where one path is in both."""
+    ours, others = _by_path(params), _by_path(state)
+    taken = {path for path, _ in ours}
+    return ours + [(f"state/{p}" if p in taken else p, a) for p, a in others]
+
+
+def _names(first: str, tree: PyTree) -> list[str]:
+    """What the arrays of an input or output are called."""
+    return [join(first, path) for path, _ in _by_path(tree)]
+
+
+def _inputs(g: Graph, specs: PyTree) -> tuple[list[Any], list[Value]]:
+    """The graph's inputs, and the values that they are."""
+    infos: list[Any] = []
+    values: list[Value] = []
+    for name, spec in zip(_names("input", specs), jax.tree.leaves(specs), strict=True):
+        if not is_plain(spec):
+            raise TypeError(
+                f"export_onnx: {name}: ONNX has no numbers of {spec.dtype}. Make them "
+                "inside of the model."
+            )
+        infos.append(g.info(g.unique(name), stored(spec.dtype), spec.shape))
+        g.sizes.learn(name, spec.shape)
+        values.append(g.in_precision(Value(name, spec.shape, spec.dtype)))
+    return infos, values
+
+
+def _outputs(
+    g: Graph, names: list[str], specs: list[Any], values: list[Value]
+) -> list[Any]:
+    """The graph's outputs, each made by a node of its name."""
+    infos: list[Any] = []
+    for name, spec, value in zip(names, specs, values, strict=True):
+        g.end(name, g.ref(g.whole(value, spec.shape)))
+        infos.append(g.info(name, stored(spec.dtype), spec.shape))
+    return infos

@@ -1,0 +1,349 @@
+"""Layers that ONNX has a node for: normalization, pooling, recurrence, attention.
+
+Such a layer is traced as a call by itself. Where the call comes back with the shapes it
+was traced with, it becomes the layer's node; where it does not, as under `vmap`, and for
+options that the node does not have, it is converted like everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from axonlike.io.onnx.graph import Graph, Value, same_shape
+from axonlike.layer import Layer
+from axonlike.layers.attention import attention
+from axonlike.layers.batch_norm import batch_norm
+from axonlike.layers.norm import layer_norm
+from axonlike.layers.pool import avg_pool, max_pool
+from axonlike.layers.pooled import Window, windows_of
+from axonlike.layers.recurrent import gru, lstm, rnn
+from axonlike.spec import is_unknown
+
+Weights = dict[str, Any]
+
+
+class Made(NamedTuple):
+    """What a layer's node is made from."""
+
+    config: Any
+    weights: Weights
+    """Params and state as values of the graph, in their nested dicts."""
+    inputs: list[Value]
+
+
+class Node(NamedTuple):
+    """How a kind of layer becomes a node.
+
+    `fits(config, inputs)` says whether the node can do what the layer does.
+    """
+
+    fits: Callable[[Any, Sequence[Any]], bool]
+    build: Callable[[Graph, Made], list[str]]
+    opset: int = 18
+
+
+class Mark(NamedTuple):
+    """A call that stands for a layer."""
+
+    node: Node
+    config: Any
+    tree: Any
+    specs: list[Any]
+
+
+class Marks:
+    """The calls by name, for one model."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.calls: dict[str, Mark] = {}
+
+    def marked(self, layer: Layer) -> Layer:
+        """The same model, layers that have a node being calls by themselves."""
+        children = {slot: self.marked(child) for slot, child in layer.children.items()}
+        node = NODES.get(layer.factory)
+        run = layer.run
+        if node is not None and node.opset <= self.opset:
+            run = self._call(layer, node)
+        return replace(layer, children=MappingProxyType(children), run=run)
+
+    def _call(self, layer: Layer, node: Node) -> Any:
+        def run(frame: Any, args: Any, kwargs: Any, method: str) -> Any:
+            inputs = _arrays(args)
+            plain = method == "apply" and not kwargs and bool(inputs)
+            if not plain or not node.fits(layer.config, inputs):
+                return layer.run(frame, args, kwargs, method)
+
+            def inside(params: Any, state: Any, args: Any) -> Any:
+                inner = frame.under(None, params, state, inline=True)
+                return layer.run(inner, args, {}, method)
+
+            given = frame.params, frame.state, args
+            leaves, tree = cast(Any, jax.tree.flatten(given))
+            inside.__name__ = name = f"onnx_{layer.kind}_{len(self.calls)}"
+            self.calls[name] = Mark(node, layer.config, tree, leaves)
+            return cast(Any, jax.jit(inside))(*given)
+
+        return run
+
+    def convert(
+        self, g: Graph, eqn: Any, inputs: Sequence[Value]
+    ) -> list[Value] | None:
+        """The layer's node, if this equation is the call of one as it was traced."""
+        mark = self.calls.get(eqn.params.get("name", ""))
+        if mark is None or len(mark.specs) != len(eqn.invars):
+            return None
+        avals = [v.aval for v in eqn.invars]
+        if not all(
+            same_shape(a.shape, b.shape) and a.dtype == b.dtype
+            for a, b in zip(avals, mark.specs, strict=True)
+        ):
+            return None
+        whole = [g.whole(v, a.shape) for v, a in zip(inputs, avals, strict=True)]
+        params, state, args = jax.tree.unflatten(mark.tree, whole)
+        given = Made(mark.config, {**params, **state}, _arrays(args))
+        names = mark.node.build(g, given)
+        outs = [v.aval for v in eqn.outvars]
+        pairs = zip(names, outs, strict=True)
+        return [Value(name, aval.shape, aval.dtype) for name, aval in pairs]
+
+
+def _arrays(args: Sequence[Any]) -> list[Any]:
+    """The inputs, if they are arrays in a row; else none."""
+    if len(args) == 1 and isinstance(args[0], tuple) and not _is_array(args[0]):
+        args = cast("tuple[Any, ...]", args[0])
+    return list(args) if all(map(_is_array, args)) else []
+
+
+def _is_array(x: Any) -> bool:
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def _is_single(inputs: Sequence[Any], low: int, high: int = 99) -> bool:
+    """Whether the input is one array of float32, of so many axes."""
+    x, *others = inputs
+    return not others and low <= len(x.shape) <= high and x.dtype == jnp.float32
+
+
+# --- normalization
+
+
+def _fits_batch_norm(config: Any, inputs: Sequence[Any]) -> bool:
+    return (
+        _is_single(inputs, 2)
+        and config["axis"] in (-1, len(inputs[0].shape) - 1)
+        and config["use_running_average"] is not False
+    )
+
+
+def _batch_norm(g: Graph, made: Made) -> list[str]:
+    (x,), weights = made.inputs, made.weights
+    size, last = x.shape[-1], len(x.shape) - 1
+    scale = weights.get("scale", np.ones(size, np.float32))
+    bias = weights.get("bias", np.zeros(size, np.float32))
+    first = g.transpose(x, (0, last, *range(1, last)))
+    y = g.node(
+        "BatchNormalization", first, scale, bias, weights["mean"], weights["var"],
+        epsilon=float(made.config["epsilon"]),
+    )  # fmt: skip
+    return [g.transpose(y, (0, *range(2, last + 1), 1))]
+
+
+def _fits_layer_norm(config: Any, inputs: Sequence[Any]) -> bool:
+    axes = config["reduction_axes"], config["feature_axes"]
+    return _is_single(inputs, 1) and axes == (-1, -1) and bool(config["use_scale"])
+
+
+def _layer_norm(g: Graph, made: Made) -> list[str]:
+    weights, epsilon = made.weights, float(made.config["epsilon"])
+    given = made.inputs[0], weights["scale"], weights.get("bias")
+    given = given if given[2] is not None else given[:2]
+    return [g.node("LayerNormalization", *given, axis=-1, epsilon=epsilon)]
+
+
+# --- pooling
+
+
+def _windows(config: Any, x: Any, kind: str) -> list[Window]:
+    strides = config["window"] if config["strides"] is None else config["strides"]
+    return windows_of(
+        kind,
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+        config["window"],
+        strides,
+        config["padding"],
+        config["window_dilation"],
+        ceil_mode=config["ceil_mode"],
+    )
+
+
+def _fits_pool(config: Any, inputs: Sequence[Any], most: int = 99) -> bool:
+    """Up to three spatial axes; padding that is known, and less than a window."""
+    if not _is_single(inputs, 3, 5):
+        return False
+    windows = _windows(config, inputs[0], "pool")
+    pads = [n for one in windows for n in one.pads]
+    return not any(map(is_unknown, pads)) and all(
+        0 <= n < min(one.size, most) for one in windows for n in one.pads
+    )
+
+
+def _fits_avg_pool(config: Any, inputs: Sequence[Any]) -> bool:
+    dilated = config["window_dilation"] not in (1, (1,), (1, 1), (1, 1, 1))
+    return not dilated and _fits_pool(config, inputs, 1)
+
+
+def _pool(op: str) -> Callable[[Graph, Made], list[str]]:
+    def build(g: Graph, made: Made) -> list[str]:
+        (x,) = made.inputs
+        last, windows = len(x.shape) - 1, _windows(made.config, x, "pool")
+        options: dict[str, Any] = {
+            "kernel_shape": [one.size for one in windows],
+            "strides": [one.stride for one in windows],
+        }
+        if op == "MaxPool":
+            pads = [one.pads for one in windows]
+            options["pads"] = [low for low, _ in pads] + [high for _, high in pads]
+            options["dilations"] = [one.dilation for one in windows]
+        first = g.transpose(x, (0, last, *range(1, last)))
+        y = g.node(op, first, **options)
+        return [g.transpose(y, (0, *range(2, last + 1), 1))]
+
+    return build
+
+
+# --- recurrence
+
+_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+"""Where each of ONNX's gates is among ours."""
+
+
+def _fits_recurrent(config: Any, inputs: Sequence[Any]) -> bool:
+    gate = config.get("gate_fn", jax.nn.sigmoid)
+    plain = gate is jax.nn.sigmoid and config["activation_fn"] in (
+        jnp.tanh,
+        jax.lax.tanh,
+    )
+    unlike = any(config.get(k) for k in ("peephole", "residual", "use_recurrent_bias"))
+    known = not is_unknown(inputs[0].shape[-1])
+    return _is_single(inputs, 3, 3) and plain and not unlike and known
+
+
+def _recurrent(op: str) -> Callable[[Graph, Made], list[str]]:
+    gates = _GATES[op]
+
+    def build(g: Graph, made: Made) -> list[str]:
+        (x,), weights, config = made.inputs, made.weights, made.config
+        features = config["features"]
+        given = [g.transpose(x, (1, 0, 2))]
+        given += [
+            _by_gate(g, weights[k], gates) for k in ("kernel", "recurrent_kernel")
+        ]
+        if {"bias", "recurrent_bias"} & weights.keys():
+            given.append(_biases(g, weights, gates, features))
+        more = {}
+        if op == "GRU":
+            more = {"linear_before_reset": int(config["reset_after"])}
+        direction = "reverse" if config["reverse"] else "forward"
+        carries = 2 if op == "LSTM" else 1
+        every, *last = g.nodes_of(
+            op, 1 + carries, *given,
+            hidden_size=features, direction=direction, **more,
+        )  # fmt: skip
+        last = [g.node("Squeeze", name, np.array([0])) for name in last]
+        y = last[0]
+        if config["return_sequence"]:
+            y = g.transpose(g.node("Squeeze", every, np.array([1])), (1, 0, 2))
+        return [y, *last] if config["return_carry"] else [y]
+
+    return build
+
+
+def _by_gate(g: Graph, kernel: Value, gates: Sequence[int]) -> str:
+    """A kernel's gates one below the other, in ONNX's order, and an axis of 1."""
+    rows = g.transpose(kernel, (1, 0))
+    return g.node("Unsqueeze", _ordered(g, rows, gates), np.array([0]))
+
+
+def _ordered(g: Graph, rows: Any, gates: Sequence[int]) -> str:
+    if len(gates) == 1:
+        return g.ref(rows)
+    parts = g.nodes_of("Split", len(gates), rows, axis=0, num_outputs=len(gates))
+    return g.node("Concat", *(parts[i] for i in gates), axis=0)
+
+
+def _biases(g: Graph, weights: Weights, gates: Sequence[int], features: int) -> str:
+    """The bias of the input and that of the carry; zeros for gates that have none."""
+    parts: list[Any] = []
+    for name in ("bias", "recurrent_bias"):
+        own = weights.get(name)
+        count = 0 if own is None else own.shape[-1] // features
+        if count < len(gates):
+            parts.append(np.zeros((len(gates) - count) * features, np.float32))
+        if own is not None:
+            parts.append(_ordered(g, own, gates) if count == len(gates) else own)
+    return g.node("Unsqueeze", g.node("Concat", *parts, axis=0), np.array([0]))
+
+
+# --- attention
+
+_ABSENT = (
+    "sliding_window",
+    "rotary",
+    "alibi",
+    "normalize_qk",
+    "cache_length",
+    "dot_general",
+    "implementation",
+)
+
+
+def _fits_attention(config: Any, inputs: Sequence[Any]) -> bool:
+    """Plain attention of a sequence to itself; to another, if it is not causal."""
+    floats = all(x.dtype == jnp.float32 and len(x.shape) == 3 for x in inputs)
+    many = 1 if config["causal"] else 2
+    return floats and len(inputs) <= many and not any(map(config.get, _ABSENT))
+
+
+def _attention(g: Graph, made: Made) -> list[str]:
+    config, weights = made.config, made.weights
+    query, source = made.inputs[0], made.inputs[-1]
+    options: dict[str, Any] = {
+        "q_num_heads": config["num_heads"],
+        "kv_num_heads": config["num_kv_heads"] or config["num_heads"],
+        "is_causal": int(config["causal"]),
+    }
+    if config["scale"] is not None:
+        options["scale"] = float(config["scale"])
+    if config["soft_cap"] is not None:
+        options["softcap"] = float(config["soft_cap"])
+    given = [
+        _affine(g, x, weights[name])
+        for x, name in ((query, "query"), (source, "key"), (source, "value"))
+    ]
+    gathered = g.node("Attention", *given, **options)
+    return [_affine(g, gathered, weights["out"])]
+
+
+def _affine(g: Graph, x: Any, weights: Weights) -> str:
+    y = g.node("MatMul", x, weights["kernel"])
+    return g.node("Add", y, weights["bias"]) if "bias" in weights else y
+
+
+NODES: dict[Any, Node] = {
+    attention: Node(_fits_attention, _attention, 23),
+    avg_pool: Node(_fits_avg_pool, _pool("AveragePool")),
+    batch_norm: Node(_fits_batch_norm, _batch_norm),
+    gru: Node(_fits_recurrent, _recurrent("GRU")),
+    layer_norm: Node(_fits_layer_norm, _layer_norm),
+    lstm: Node(_fits_recurrent, _recurrent("LSTM")),
+    max_pool: Node(_fits_pool, _pool("MaxPool")),
+    rnn: Node(_fits_recurrent, _recurrent("RNN")),
+}
