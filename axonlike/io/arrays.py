@@ -106,14 +106,15 @@ def items(trees: Mapping[str, PyTree], native: frozenset[str]) -> Iterator[Item]
 
 
 def _items(path: str, array: Any, native: frozenset[str]) -> Iterator[Item]:
-    dtype = str(array.dtype)
+    dtype = array.dtype.name
     count = path.split("/").count("*")
     stored, shape = in_file(dtype, array.shape[count:], native)
 
     def read(index: tuple[int, ...]) -> Array:
         whole = jax.random.key_data(array) if is_key(dtype) else array
         data = np.asarray(whole)[index]
-        data = np.ascontiguousarray(data).reshape(np.shape(data))
+        native = data.astype(data.dtype.newbyteorder("="), copy=False)
+        data = np.ascontiguousarray(native).reshape(native.shape)
         if data.dtype.name == stored:
             return data
         return data.reshape(*data.shape, 1).view(np.uint8)
@@ -136,7 +137,7 @@ def _check(path: str, array: Any) -> None:
             f"save: {path!r} has no values, only a shape. "
             "Save outside of jit, grad and eval_shape."
         )
-    if str(array.dtype) not in DTYPES and not is_key(str(array.dtype)):
+    if array.dtype.name not in DTYPES and not is_key(array.dtype.name):
         raise TypeError(
             f"save: {path!r} has dtype {array.dtype}, which no file holds. Convert it."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -224,10 +224,16 @@ def renamed(
         names[name] = theirs
     for source, made in used.items():
         if not made:
-            raise PathError("load: rename", source, entries, _ABOUT)
+            raise PathError("load: rename", source, _with_homes(entries), _ABOUT)
         if not {*made} & {*ours}:
-            raise PathError("load: rename", rename[source], ours, _ABOUT)
+            raise PathError("load: rename", rename[source], _with_homes(ours), _ABOUT)
     return names
+
+
+def _with_homes(names: Iterable[str]) -> list[str]:
+    """The layers that names are in, and the names."""
+    every = list(names)
+    return [*dict.fromkeys(name.rpartition("/")[0] for name in every), *every]
 
 
 _ABOUT = "Write {path in the file: path in the model}."

@@ -66,9 +66,9 @@ def save_model(
         >>> import tempfile, jax, axonlike as al
         >>> model = al.dense(8) >> jax.nn.relu >> al.dense(2)
         >>> params, state = model.init(jax.random.key(0), (None, 3))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> al.save_model(folder.name, model, params, state)
-        >>> again, params, state = al.load_model(folder.name)
+        >>> folder = tempfile.mkdtemp()
+        >>> al.save_model(folder, model, params, state)
+        >>> again, params, state = al.load_model(folder)
         >>> again == model
         True
     """
@@ -123,17 +123,14 @@ def load_model(
         FileNotFoundError: there is no such folder.
 
     Example:
-        >>> import tempfile, jax, jax.numpy as jnp, axonlike as al
-        >>> @al.layer
-        ... def twice():
-        ...     return None, lambda params, x: 2 * x
-        >>> model = al.dense(2) >> twice()
+        >>> import operator, tempfile, jax, axonlike as al
+        >>> model = al.dense(2) >> operator.neg  # which is no function of JAX's
         >>> params, state = model.init(jax.random.key(0), (None, 3))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> al.save_model(folder.name, model, params, state)
-        >>> model, params, state = al.load_model(folder.name, kinds=[twice])
-        >>> model.predict(params, state, jnp.ones((1, 3))).shape
-        (1, 2)
+        >>> folder = tempfile.mkdtemp()
+        >>> al.save_model(folder, model, params, state)
+        >>> again, params, state = al.load_model(folder, functions=[operator.neg])
+        >>> again == model
+        True
     """
     file = Path(path) / _FILE
     content = _content(file)

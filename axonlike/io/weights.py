@@ -76,10 +76,10 @@ def save(
         >>> import tempfile, jax, axonlike as al
         >>> model = al.dense(2)
         >>> params, state = model.init(jax.random.key(0), (None, 3))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> al.save(f"{folder.name}/model.safetensors", params, state)
+        >>> folder = tempfile.mkdtemp()
+        >>> al.save(f"{folder}/model.safetensors", params, state)
         >>> from safetensors.numpy import load_file  # any reader will do
-        >>> sorted(load_file(f"{folder.name}/model.safetensors"))
+        >>> sorted(load_file(f"{folder}/model.safetensors"))
         ['bias', 'kernel']
 
     References:
@@ -160,11 +160,11 @@ def load(
         >>> import tempfile, jax, axonlike as al
         >>> model = al.dense(8) >> al.dense(2)
         >>> params, state = model.init(jax.random.key(0), (None, 3))
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> al.save(f"{folder.name}/model.npz", params, state)
-        >>> params, state = al.load(f"{folder.name}/model.npz", model, (None, 3))
+        >>> folder = tempfile.mkdtemp()
+        >>> al.save(f"{folder}/model.npz", params, state)
+        >>> params, state = al.load(f"{folder}/model.npz", model, (None, 3))
         >>> wider = al.dense(8) >> al.dense(5)
-        >>> loaded = al.load(f"{folder.name}/model.npz", wider, (None, 3), strict=False)
+        >>> loaded = al.load(f"{folder}/model.npz", wider, (None, 3), strict=False)
         >>> sorted(loaded.report.mismatched)
         ['dense_1/bias', 'dense_1/kernel']
     """
