@@ -274,6 +274,7 @@ def train_step(
         )
     if batch_size is not None:
         check_count("batch_size", batch_size)
+    _check_numbers(loss_scale, ema)
     return TrainStep(
         model,
         loss,
@@ -289,3 +290,17 @@ def train_step(
         ema=ema,
         batch_size=batch_size,
     )
+
+
+def _check_numbers(loss_scale: Any, ema: Any) -> None:
+    """Refuses a scale or a decay that is none."""
+    is_number = isinstance(loss_scale, (int, float)) and not isinstance(
+        loss_scale, bool
+    )
+    if loss_scale not in (None, "dynamic") and not (is_number and loss_scale > 0):
+        raise ValueError(
+            "train_step: loss_scale must be a positive number or 'dynamic', got "
+            f"{loss_scale!r}."
+        )
+    if ema is not None and not (isinstance(ema, (int, float)) and 0 <= ema < 1):
+        raise ValueError(f"train_step: ema must be in [0, 1), got {ema!r}.")
