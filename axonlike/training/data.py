@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.errors import ShapeError
 from axonlike.spec import show
 from axonlike.training.batch import as_arrays, marked, rows_of
 from axonlike.types import PyTree
@@ -101,6 +100,7 @@ def batches(
     Raises:
         ValueError: `batch_size` is not positive, or there is no whole batch.
         ShapeError: the arrays have other numbers of rows.
+        TypeError: `key` is none.
 
     Example:
         >>> import numpy as np, axonlike as al
@@ -142,7 +142,7 @@ def _words(key: Any) -> list[int] | None:
     words: Any = np.asarray(key)
     if words.ndim == 1 and words.dtype == np.uint32:
         return [int(word) for word in words]
-    raise ShapeError(
-        "batches", "key from jax.random.key(seed), or an int from 0 on",
-        show(cast(Any, key)), "Write key=jax.random.key(0).",
-    )  # fmt: skip
+    raise TypeError(
+        "batches: key must be one of jax.random.key(seed), or an int from 0 on, got "
+        f"{show(cast(Any, key))}."
+    )

@@ -490,7 +490,7 @@ def auroc() -> Metric:
     def update(predictions: Any, targets: Any, mask: Array | None = None) -> PyTree:
         _alike("auroc", predictions, targets, predictions.shape)
         keep = _kept("auroc", predictions, mask).ravel()
-        yes = (jnp.asarray(targets) != 0).ravel()
+        yes = jnp.asarray(targets).astype(bool).ravel()
         scores = jnp.asarray(predictions, jnp.float32).ravel()
         return {"scores": scores, "yes": yes & keep, "no": ~yes & keep}
 
