@@ -25,7 +25,8 @@ def explain(model: Layer, spec: PyTree, path: str | None = None) -> str:
     Args:
         model: any layer.
         spec: what stands for the input, as for `init`.
-        path: of a layer in the model; any copy of a repeat. None: all of the model.
+        path: of a layer in the model, `f#1` for a second use; one copy of a stacked repeat
+            stands for all. None: all of the model.
 
     Shapes:
         Any. Nothing is computed.
@@ -40,14 +41,14 @@ def explain(model: Layer, spec: PyTree, path: str | None = None) -> str:
         >>> import jax, axonlike as al
         >>> model = al.serial(body=al.dense(8) >> jax.nn.relu, head=al.dense(2))
         >>> print(al.explain(model, al.spec("b 4"), "body/relu"))  # doctest: +ELLIPSIS
-          in body/relu: relu on float32[b, 8] ...
+          in body/relu: jax.nn.relu on float32[b, 8] ...
           trail: input float32[b, 4] -> body
           trail in body: input float32[b, 4] -> dense float32[b, 8] -> relu float32[b, 8]
     """
     specs = as_spec(spec)
     known = ["", *(below for below, _ in walk(model, model.places, "", every=True))]
     wanted = path or ""
-    if not any(_means(wanted, site) for site in known):
+    if not any(_means(param_path(wanted), site) for site in known):
         raise PathError("explain", wanted, known[1:])
     watch = _Watch(wanted)
     try:

@@ -1,9 +1,9 @@
 """Floating-point operations of one equation of a jaxpr.
 
 A product and a sum are two operations; other arithmetic is one for each number that
-comes out, exponentials and roots included, and so is the larger of two. Comparisons,
-casts, integers and what only moves numbers are none. So a product of matrices `(m, k)`
-and `(k, n)` has `2 * m * k * n`.
+comes out, exponentials and roots included. Comparisons (the larger of two is one), casts,
+integers and what only moves numbers are none. So a product of matrices `(m, k)` and
+`(k, n)` has `2 * m * k * n`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ _NONE = frozenset(
             "real",
             "sign",
         ),
-        *("abs", "neg"),
+        *("abs", "neg", "stack", "max", "min", "argmax", "argmin", "reduce_max"),
+        *("reduce_min", "reduce_window_max", "reduce_window_min", "scatter_max"),
+        *("scatter-max", "scatter-min", "scatter_min", "cummax", "cummin"),
     )
 )
-"""What moves numbers, rounds them or changes a bit of them."""
+"""What moves numbers, compares them, rounds them or changes a bit of them."""
 
 
 def flops(equation: Any) -> int:
@@ -137,23 +139,15 @@ _RULES: dict[str, Callable[[Any], int]] = {
     "ragged_dot": _ragged_dot,
     "conv_general_dilated": _conv,
     "reduce_sum": _inputs,
-    "reduce_max": _inputs,
-    "reduce_min": _inputs,
     "reduce_prod": _inputs,
     "reduce": _inputs,
-    "argmax": _inputs,
-    "argmin": _inputs,
     "reduce_window": _window,
     "reduce_window_sum": _window,
-    "reduce_window_max": _window,
-    "reduce_window_min": _window,
     "integer_pow": _power,
     "scatter-add": _scattered,
     "scatter_add": _scattered,
     "scatter-mul": _scattered,
     "scatter_mul": _scattered,
-    "scatter-min": _scattered,
-    "scatter-max": _scattered,
     "fft": _fft,
     "cholesky": _cubed(1 / 3),
     "lu": _cubed(2 / 3),

@@ -49,9 +49,9 @@ def arrays(recorder: Recorder, params: PyTree) -> Arrays:
     if params is None:
         return Arrays(made, state)
     ours, theirs = dict(paths(made)), dict(paths(params))
-    for path in theirs.keys() - ours.keys():
+    for path in sorted(theirs.keys() - ours.keys()):
         raise PathError("summary: params", path, ours, "Pass what init returned.")
-    for path in ours.keys() - theirs.keys():
+    for path in sorted(ours.keys() - theirs.keys()):
         raise PathError("summary: init's params", path, theirs, "It is missing.")
     return Arrays(jax.tree.map(_struct, params), state)
 

@@ -10,7 +10,6 @@ import jax
 
 from axonlike.errors import PathError
 from axonlike.evaluation import recorded
-from axonlike.extras import optional
 from axonlike.inspect import gather, table
 from axonlike.inspect.rows import SUMMED, Finder, Row, cut, each, folded, tree
 from axonlike.inspect.trace import Call
@@ -122,9 +121,7 @@ class Summary:
         return self.html()
 
     def __rich__(self) -> Any:
-        rich = optional("rich.table", "summary")
-        rich.Text = optional("rich.text", "summary").Text  # type: ignore[attr-defined]
-        return table.as_rich(rich, self.rows, self._total_lines(), self._columns)
+        return table.as_rich(self.rows, self._total_lines(), self._columns)
 
 
 def summary(
@@ -189,7 +186,7 @@ def summary(
         relu     float32[b, 128]
         dense_1  float32[b, 10]     1,290
         >>> s.total("params"), s.total("flops")
-        (101770, 203530)
+        (101770, 203402)
     """
     _check(columns, share, depth)
     specs = as_spec(spec)
@@ -278,6 +275,7 @@ def _entry(
         "siblings": list(row.siblings),
         "depth": depth,
         "label": _label(row, above),
+        "home": above.path if above else "",
     }
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import posixpath
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from axonlike.extras import optional
+
 Entry = Mapping[str, Any]
-"""One row: what stands in each column, and its `depth` and `label`."""
+"""One row: what stands in each column; `depth`, `label`, and `home`, the path around it."""
 
 
 class Column(NamedTuple):
@@ -62,9 +65,10 @@ def _trainable(entry: Entry) -> str:
 
 
 def _connected(entry: Entry) -> str:
-    """Paths as seen from the layer around the row's own."""
-    home = entry["path"][: len(entry["path"]) - len(entry["label"].partition(" ")[0])]
-    return ", ".join(path.removeprefix(home) for path in entry["connected_to"])
+    """Paths as seen from the layer around the row's own, where that is shorter."""
+    home = entry["home"] or "."
+    both = ((posixpath.relpath(path, home), path) for path in entry["connected_to"])
+    return ", ".join(min(pair, key=len) for pair in both)
 
 
 def _column(title: str, key: str, write: Callable[[Any], str], right: bool) -> Column:
@@ -135,7 +139,7 @@ def _widths(entries: Sequence[Entry], keys: Sequence[str]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-_WRAPPED = {"tied_to": 14, "connected_to": 14, "output": 24}
+_WRAPPED = {"tied_to": 14, "connected_to": 17, "output": 24}
 """How narrow a column of words may get before others are left out."""
 
 
@@ -264,20 +268,23 @@ def _html_cell(entry: Entry, key: str) -> str:
 
 
 def as_rich(
-    rich: Any, entries: Sequence[Entry], totals: Sequence[str],
-    columns: Sequence[str] | None,
-) -> Any:  # fmt: skip
+    entries: Sequence[Entry], totals: Sequence[str], columns: Sequence[str] | None
+) -> Any:
     """The table for rich, which fits it to its console."""
+    tables, text = (optional(f"rich.{name}", "summary") for name in ("table", "text"))
     keys = chosen(entries, columns)
-    made = rich.Table(box=None, caption="\n".join(totals), caption_justify="left")
+    made = tables.Table(
+        box=None,
+        caption=text.Text("\n".join(totals)),
+        caption_justify="left",
+        caption_style="",
+    )
     for key in keys:
         right = COLUMNS[key].right
+        side = "right" if right else "left"
         made.add_column(
-            COLUMNS[key].title,
-            justify="right" if right else "left",
-            no_wrap=right,
-            overflow="fold",
+            COLUMNS[key].title, justify=side, no_wrap=right, overflow="fold"
         )
     for entry in entries:
-        made.add_row(*(rich.Text(text) for text in _cells(entry, keys)))
+        made.add_row(*map(text.Text, _cells(entry, keys)))
     return made
