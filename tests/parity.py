@@ -19,6 +19,8 @@ import numpy as np
 RECORDED = Path(__file__).parent / "recorded"
 FRESH: dict[str, dict[str, Any]] = {}
 """What was computed in this run, by file and by name: `--record` writes it."""
+FOLDERS: dict[str, Path] = {}
+"""Checkpoints that another library wrote in this run, by name."""
 
 
 def reference(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -33,6 +35,18 @@ def reference(name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any
         return _recorded(file)[case]
     FRESH.setdefault(file, {})[case] = answer
     return answer
+
+
+def checkpoint(name: str, write: Callable[[Path], None], place: Path) -> Path:
+    """A folder that another library writes into `place`; the recorded one without it."""
+    if name in FOLDERS:
+        return FOLDERS[name]
+    try:
+        write(place)
+    except ModuleNotFoundError:
+        return RECORDED / "checkpoints" / name
+    FOLDERS[name] = place
+    return place
 
 
 @cache
@@ -51,6 +65,11 @@ def record() -> None:
     for file, cases in FRESH.items():
         flat = {f"{c}|{k}": a for c, arrays in cases.items() for k, a in arrays.items()}
         np.savez_compressed(RECORDED / f"{file}.npz", **flat)
+    for name, folder in FOLDERS.items():
+        for file in ("config.json", "model.safetensors"):
+            target = RECORDED / "checkpoints" / name / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((folder / file).read_bytes())
 
 
 def normal(seed: int, *shape: int) -> Any:
