@@ -411,6 +411,22 @@ def test_inputs_that_come_from_elsewhere_are_named():
     ] == ["input/0", "input/1"]
 
 
+def test_wrappers_without_a_level_are_in_the_kind():
+    model = al.serial(
+        a=al.frozen(al.dense(4)),
+        b=al.repeat(al.residual(al.dense(4)), 2),
+        c=al.repeat(
+            al.residual(al.dense(4)) >> al.residual(al.dense(4) >> jnp.tanh), 2
+        ),
+    )
+    kinds = {r["path"]: r["kind"] for r in al.summary(model, al.spec("b 4")).rows}
+    assert (kinds["a"], kinds["b"], kinds["c"]) == (
+        "frozen(dense)",
+        "repeat(residual(dense))",
+        "repeat",
+    )
+
+
 def test_residuals_are_seen_by_what_follows():
     model = al.dense(4) >> al.residual(al.dense(4) >> jnp.tanh) >> al.dense(2)
     table = al.summary(model, al.spec("b 4"))
@@ -521,6 +537,9 @@ def test_rich_prints_the_table():
     text = console.file.getvalue()
     assert all(row["label"] in text for row in table.rows)
     assert "83,200" in text
+    narrow = Console(width=90, file=io.StringIO())
+    narrow.print(table)
+    assert "Too wide to show: share, kind" in narrow.file.getvalue()
 
 
 def test_the_dict_is_json():

@@ -75,7 +75,8 @@ def tree(model: Any) -> Row:
             parent.row.below.append(row)
         else:
             row = parent.row
-            row.kinds.append(spot.layer.kind)
+            if parent.layer.kind != "serial" and spot.chain[-1] == "f":
+                row.kinds.append(spot.layer.kind)
             row.paths += spot.paths
             row.copies = copies
         homes[spot.chain] = _Home(spot.layer, spot.places, row, prefix, copies)

@@ -120,8 +120,9 @@ class Summary:
     def _repr_html_(self) -> str:
         return self.html()
 
-    def __rich__(self) -> Any:
-        return table.as_rich(self.rows, self._total_lines(), self._columns)
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        below = self._total_lines()
+        yield table.as_rich(self.rows, below, self._columns, options.max_width)
 
 
 def summary(

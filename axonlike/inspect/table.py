@@ -114,16 +114,23 @@ def as_text(
     width: int,
 ) -> str:  # fmt: skip
     """The table in at most so many characters a line, if that can be."""
+    keys, left_out = _fitting(entries, columns, width)
+    lines = _lines(entries, keys, _fitted(entries, keys, width))
+    if left_out and totals:
+        totals = [*totals, *textwrap.wrap(left_out, width)]
+    return "\n".join([*lines, *([""] if totals else []), *totals])
+
+
+def _fitting(
+    entries: Sequence[Entry], columns: Sequence[str] | None, width: int
+) -> tuple[list[str], str]:
+    """The columns that there is room for, and what to say about the others."""
     keys, left_out = chosen(entries, columns), list[str]()
     for key in _LEAST if columns is None else ():
         if key in keys and _least_width(entries, keys) > width:
             keys.remove(key)
             left_out.append(key)
-    lines = _lines(entries, keys, _fitted(entries, keys, width))
-    if left_out:
-        missing = ", ".join(left_out)
-        totals = [*totals, *textwrap.wrap(f"Too wide to show: {missing}.", width)]
-    return "\n".join([*lines, *([""] if totals else []), *totals])
+    return keys, f"Too wide to show: {', '.join(left_out)}." if left_out else ""
 
 
 def _cells(entry: Entry, keys: Sequence[str]) -> list[str]:
@@ -211,14 +218,14 @@ def as_markdown(
 
 
 def _full(entry: Entry, key: str) -> str:
-    text = COLUMNS[key].text(entry)
+    text = COLUMNS[key].text(entry).strip()
     if key != "path":
         return text
     return text + (f" x {entry['n']}" if entry["n"] > 1 else "")
 
 
 def _escaped(text: str) -> str:
-    for mark in "\\`*_[]|":
+    for mark in "\\`*_|":
         text = text.replace(mark, f"\\{mark}")
     return text
 
@@ -268,23 +275,24 @@ def _html_cell(entry: Entry, key: str) -> str:
 
 
 def as_rich(
-    entries: Sequence[Entry], totals: Sequence[str], columns: Sequence[str] | None
-) -> Any:
-    """The table for rich, which fits it to its console."""
+    entries: Sequence[Entry], totals: Sequence[str], columns: Sequence[str] | None,
+    width: int,
+) -> Any:  # fmt: skip
+    """The table for rich, in at most so many characters a line."""
     tables, text = (optional(f"rich.{name}", "summary") for name in ("table", "text"))
-    keys = chosen(entries, columns)
+    keys, left_out = _fitting(entries, columns, width)
+    below = text.Text("\n".join([*totals, *([left_out] if left_out else [])]))
     made = tables.Table(
         box=None,
-        caption=text.Text("\n".join(totals)),
+        pad_edge=False,
+        caption=below,
         caption_justify="left",
         caption_style="",
     )
     for key in keys:
-        right = COLUMNS[key].right
-        side = "right" if right else "left"
-        made.add_column(
-            COLUMNS[key].title, justify=side, no_wrap=right, overflow="fold"
-        )
+        side = "right" if COLUMNS[key].right else "left"
+        whole = key == "path" or COLUMNS[key].right
+        made.add_column(COLUMNS[key].title, justify=side, no_wrap=whole)
     for entry in entries:
         made.add_row(*map(text.Text, _cells(entry, keys)))
     return made
