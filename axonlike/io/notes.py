@@ -94,7 +94,7 @@ def _sound(path: Any, name: str, read: Callable[[], Array]) -> Array:
 
 
 def loads(text: bytes | str) -> Any:
-    """JSON in which no name stands twice.
+    """JSON in UTF-8 in which no name stands twice.
 
     Raises:
         ValueError: it is not.
@@ -107,6 +107,7 @@ def loads(text: bytes | str) -> Any:
             raise ValueError("a name stands twice")
         return found
 
+    text = text.decode() if isinstance(text, bytes) else text
     return json.loads(text, object_pairs_hook=once)
 
 

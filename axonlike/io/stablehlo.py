@@ -187,7 +187,7 @@ def _check(
     predict: Callable[..., Any], specs: PyTree, data: bytes, given: tuple[Any, ...]
 ) -> None:
     """Runs the file on random inputs of some size, and compares with the model."""
-    run: Callable[..., Any] = jax_export.deserialize(bytearray(data)).call
+    run = cast(Any, jax_export.deserialize(bytearray(data))).call
     x = _inputs(run, specs, given)
     wanted, got = predict(x), run(*given, x)
     trees = [cast(Any, jax.tree.structure(y)) for y in (wanted, got)]
