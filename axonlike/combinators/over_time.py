@@ -119,6 +119,7 @@ def scan(
             first.call("f", (start, jax.tree.map(first_step, xs)))
             frame.absorb(first)
         bulk = once and reset is None and _is_smooth(frame, start, xs)
+        bulk = bulk and not frame.run.stepwise
         run_steps = _run_at_once if bulk else _run_each
         ys, last = run_steps(
             frame, has, start, xs, (valid, reset), reverse=reverse, unroll=unroll

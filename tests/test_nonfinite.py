@@ -1,0 +1,467 @@
+"""Where values and gradients become NaN or infinite: every place of every build."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import axonlike as al
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (3, 4))
+FORWARD_NAN, BACKWARD_NAN, FORWARD_INF, BACKWARD_INF = 1, 2, 3, 4
+
+
+@jax.custom_vjp
+def spoil(x, on):
+    nan = jnp.where(on == FORWARD_NAN, jnp.nan, 0.0)
+    inf = jnp.where(on == FORWARD_INF, jnp.inf, 0.0)
+    return x + jnp.broadcast_to((nan + inf).astype(x.dtype), x.shape)
+
+
+def spoil_forward(x, on):
+    return spoil(x, on), on
+
+
+def spoil_backward(on, g):
+    nan = jnp.where(on == BACKWARD_NAN, jnp.nan, 0.0)
+    inf = jnp.where(on == BACKWARD_INF, jnp.inf, 0.0)
+    return g + jnp.broadcast_to((nan + inf).astype(g.dtype), g.shape), jnp.ones_like(on)
+
+
+spoil.defvjp(spoil_forward, spoil_backward)
+
+
+@al.layer
+def switchable():
+    """The identity, until its param says which pass it spoils."""
+
+    def init(key, x):
+        return {"on": jnp.zeros(())}
+
+    def apply(params, x):
+        return spoil(x, params["on"])
+
+    return init, apply
+
+
+def bad():
+    return switchable()
+
+
+def wired(sub, x):
+    return sub.b(jnp.tanh(sub.a(x)) + x)
+
+
+def mean(y):
+    return jnp.mean(y, axis=0)
+
+
+def is_even(x):
+    return x.shape[0] % 2 == 0
+
+
+def third(x):
+    return 2
+
+
+def summed(y):
+    return y["left"] + y["right"]
+
+
+MODEL = al.serial(
+    first=bad(),
+    stacked=al.repeat(al.dense(4) >> bad(), 4),
+    unrolled=al.repeat(al.dense(4) >> bad(), 2, stacked=False),
+    nested=al.repeat(al.serial(outer=bad(), inner=al.repeat(bad(), 2)), 2),
+    remat=al.remat(al.dense(4) >> bad()),
+    remats=al.repeat(bad() >> al.dense(4), 2, remat=True),
+    residual=al.residual(al.layer_norm() >> bad()),
+    added=al.add(left=bad(), right=al.dense(4) >> bad()),
+    heads=al.branch(left=bad(), right=al.dense(4)),
+    pair=al.parallel(left=al.dense(4), right=bad()),
+    join=summed,
+    wire=al.wire(wired, a=bad(), b=bad()),
+    members=al.ensemble(al.dense(4) >> bad(), 3),
+    mean=mean,
+    cond=al.cond(is_even, al.dense(4), al.dense(4) >> bad()),
+    switch=al.switch(third, al.dense(4), bad(), bad() >> al.dense(4)),
+    mixed=al.mixed(al.dense(4) >> bad(), jnp.bfloat16, jnp.float32),
+    frozen=al.frozen(al.dense(4) >> bad()),
+    vmap=al.vmap(bad()),
+    tied=al.repeat(al.dense(4) >> bad(), 3, tied=True),
+    last=al.dense(4) >> bad(),
+)
+PARAMS, STATE = MODEL.init(KEY, X)
+SHAPES = [(p, a.shape) for p, a in al.paths(PARAMS, MODEL) if p.endswith("on")]
+SITES = [
+    (path, index)
+    for path, shape in SHAPES
+    for index in np.ndindex(*shape)
+    if not path.startswith("switch/switchable/")  # the choice that is not run
+]
+
+
+def spoiled(path, index, how):
+    """The params with one place switched on."""
+    array = al.select(PARAMS, path)[path].at[index].set(how)
+    return put(PARAMS, path.split("/"), array)
+
+
+def put(tree, steps, value):
+    first, *rest = steps
+    return {**tree, first: put(tree[first], rest, value) if rest else value}
+
+
+def at(path, index):
+    """The place's path, with the number of its copy."""
+    numbers = iter(index)
+    steps = [str(next(numbers)) if s == "*" else s for s in path.split("/")]
+    return "/".join(steps[:-1])
+
+
+def iteration(path, how):
+    """What is mapped or run again with one set of weights: the first in its pass."""
+    last = how in (BACKWARD_NAN, BACKWARD_INF)
+    if path.startswith(("vmap", "tied")):
+        return (2 if last else 0,)
+    return ()
+
+
+def test_there_are_thirty_sites_and_more():
+    assert len(SITES) >= 30
+
+
+@pytest.mark.parametrize("how", [FORWARD_NAN, BACKWARD_NAN, FORWARD_INF, BACKWARD_INF])
+@pytest.mark.parametrize(("path", "index"), SITES)
+def test_a_number_that_is_not_finite_is_located(path, index, how):
+    report = al.locate_nonfinite(MODEL, spoiled(path, index, how), STATE, X)
+    forward = how in (FORWARD_NAN, FORWARD_INF)
+    found = report.forward if forward else report.backward
+    assert found == report.first
+    assert found.direction == ("forward" if forward else "backward")
+    assert found.path == at(path, index)
+    assert found.iteration == iteration(path, how)
+    assert found.what == ("nan" if how in (FORWARD_NAN, BACKWARD_NAN) else "inf")
+    assert found.layer == "switchable()"
+    assert bool(report)
+    assert forward or report.forward is None
+
+
+def test_nothing_is_found_where_all_is_finite():
+    report = al.locate_nonfinite(MODEL, PARAMS, STATE, X)
+    assert not report
+    assert (report.forward, report.backward, report.params) == (None, None, ())
+    assert str(report).splitlines()[0] == "all values and gradients are finite"
+
+
+def test_the_guard_says_the_same():
+    block = al.dense(4) >> al.cond(is_even, al.dense(4), bad())
+    model = al.serial(blocks=al.repeat(block, 3), last=bad())
+    params, state = model.init(KEY, X)
+    guard = jax.jit(al.nonfinite_guard(model))
+    path = "blocks/*/cond/switchable/on"
+    for how in (FORWARD_NAN, BACKWARD_INF):
+        wrong = put(params, path.split("/"), jnp.zeros(3).at[1].set(how))
+        ours = guard(wrong, state, X).report
+        assert ours.first.path == "blocks/1/cond/switchable"
+        assert str(ours) == str(al.locate_nonfinite(model, wrong, state, X))
+    assert not guard(params, state, X).report
+    assert str(guard(params, state, X).report) == "all values and gradients are finite"
+
+
+# --- recurrences: the step
+
+
+@al.layer
+def running_sum():
+    """Adds up what it sees; NaN where a sum passes 50."""
+
+    def init(key, carry, x):
+        return {"scale": jnp.ones(x.shape[-1:])}
+
+    def apply(params, carry, x):
+        y = carry + x * jnp.broadcast_to(params["scale"], x.shape)
+        y = jnp.where(y > 50, jnp.log(-y), y)
+        return y, y
+
+    return al.Cell(init, apply, jnp.zeros_like)
+
+
+def test_the_step_of_a_recurrence_is_told():
+    model = al.serial(rnn=al.scan(running_sum()), head=al.dense(2))
+    x = jnp.ones((2, 9, 3)).at[1, 5, 2].set(60.0)
+    params, state = model.init(KEY, x)
+    found = al.locate_nonfinite(model, params, state, x).forward
+    assert (found.path, found.iteration, found.what) == ("rnn", (5,), "nan")
+    assert str(found) == (
+        "forward: nan in the output of rnn at iteration 5: running_sum()"
+    )
+
+
+def test_the_step_inside_of_a_layer_of_the_catalogue():
+    model = al.serial(embed=al.dense(3), rnn=al.gru(4), head=al.dense(2))
+    x = jnp.ones((2, 7, 3))
+    params, state = model.init(KEY, x)
+    spoilt = jax.tree.map(lambda a: a.at[(0,) * a.ndim].set(jnp.inf), params["rnn"])
+    report = al.locate_nonfinite(model, {**params, "rnn": spoilt}, state, x)
+    assert report.forward.path == "rnn"
+    assert all(path.startswith("rnn/") for path in report.params)
+    assert report.params
+
+
+def test_the_example_of_a_mapped_layer_is_told():
+    def log(x):
+        return jnp.log(x)
+
+    model = al.serial(rows=al.vmap(log), head=al.dense(2))
+    x = jnp.ones((4, 3)).at[2, 1].set(-1.0)
+    params, state = model.init(KEY, x)
+    found = al.locate_nonfinite(model, params, state, x).forward
+    assert (found.path, found.iteration) == ("rows", (2,))
+
+
+# --- code that is no layer's
+
+
+def test_the_code_of_a_wire_is_told_from_its_layers():
+    def divide(sub, x):
+        return sub.b(sub.a(x) / jnp.zeros((), x.dtype))
+
+    model = al.serial(w=al.wire(divide, a=al.identity, b=al.dense(2)))
+    params, state = model.init(KEY, X)
+    found = al.locate_nonfinite(model, params, state, X).forward
+    assert (found.path, found.what) == ("w", "inf")
+    assert found.where == "its own code before b, by the code"
+
+
+def test_what_a_residual_adds_up_may_overflow():
+    model = al.serial(block=al.residual(al.lift(jnp.asarray, "same")), out=jnp.tanh)
+    params, state = model.init(KEY, X)
+    found = al.locate_nonfinite(model, params, state, jnp.full((2, 4), 3e38)).forward
+    assert (found.path, found.what) == ("block", "inf")
+
+
+def test_the_input_is_told():
+    x = X.at[0, 0].set(jnp.nan)
+    found = al.locate_nonfinite(MODEL, PARAMS, STATE, x).forward
+    assert (found.path, found.what) == ("input", "nan")
+
+
+def test_the_loss_is_told():
+    model = al.serial(head=al.dense(1, kernel_init=al.initializers.zeros()))
+    params, state = model.init(KEY, X)
+    report = al.locate_nonfinite(model, params, state, X, loss=jnp.sqrt)
+    assert report.forward is None
+    assert (report.backward.path, report.backward.what) == ("loss", "inf")
+    assert str(report.backward) == "backward: inf in the gradient of loss"
+
+
+def test_params_that_are_not_finite_are_listed():
+    path = "stacked/*/dense/bias"
+    array = al.select(PARAMS, path)[path].at[2].set(jnp.inf)
+    params = put(PARAMS, path.split("/"), array)
+    params = put(params, ["last", "switchable", "on"], jnp.full((), jnp.nan))
+    report = al.locate_nonfinite(MODEL, params, STATE, X)
+    assert report.params == ("last/switchable/on", "stacked/*/dense/bias")
+    assert report.forward.path == "stacked/2/dense"
+
+
+def test_a_gradient_of_params_alone_is_located():
+    @jax.custom_vjp
+    def scaled(x, w):
+        return x * w
+
+    scaled.defvjp(lambda x, w: (x * w, w), lambda w, g: (g * w, jnp.nan * w))
+
+    @al.layer
+    def leaf():
+        def init(key, x):
+            return {"w": jnp.ones(())}
+
+        def apply(params, x):
+            return scaled(x, jnp.broadcast_to(params["w"], x.shape))
+
+        return init, apply
+
+    model = al.serial(blocks=al.repeat(al.dense(4) >> leaf(), 3), head=al.dense(2))
+    params, state = model.init(KEY, X)
+    found = al.locate_nonfinite(model, params, state, X).backward
+    assert (found.path, found.where) == ("blocks/2/leaf", "the gradient of w")
+
+
+# --- what is silent
+
+
+def test_params_with_zero_gradient_are_listed_and_frozen_ones_are_not():
+    def detached(x):
+        return jax.lax.stop_gradient(x)
+
+    model = al.serial(
+        frozen=al.frozen(al.dense(4)),
+        blocks=al.repeat(al.dense(4), 2),
+        stop=detached,
+        head=al.dense(2),
+    )
+    params, state = model.init(KEY, X)
+    report = al.locate_nonfinite(model, params, state, X)
+    assert report.zero_gradients == (
+        "blocks/0/bias", "blocks/1/bias", "blocks/0/kernel", "blocks/1/kernel",
+    )  # fmt: skip
+    assert "zero gradient: blocks/0/bias, " in str(report)
+
+
+def test_dead_units_are_listed():
+    model = al.serial(
+        body=al.dense(6), relu=jax.nn.relu, blocks=al.repeat(al.dense(6), 2)
+    )
+    params, state = model.init(KEY, X)
+    params["body"]["bias"] = params["body"]["bias"].at[jnp.array([1, 4])].set(-1e6)
+    params["blocks"]["*"]["kernel"] = params["blocks"]["*"]["kernel"].at[1, :, 3].set(0)
+    report = al.locate_nonfinite(model, params, state, X)
+    assert report.dead_units["relu"] == tuple(
+        np.flatnonzero((jax.nn.relu(model.part("body").predict(params, state, X)) == 0)
+        .all(0)).tolist()
+    )  # fmt: skip
+    assert {1, 4} <= set(report.dead_units["relu"])
+    assert report.dead_units["blocks/1"] == (3,)
+    assert re.search(r"always zero: relu \(\d units\)", str(report))
+
+
+# --- the guard
+
+
+def loss(y, target):
+    return (y - target) ** 2
+
+
+def test_the_guard_returns_what_hand_written_code_does():
+    model = al.dense(8) >> al.batch_norm() >> al.dropout(0.5) >> al.dense(4)
+    params, state = model.init(KEY, X)
+
+    @jax.jit
+    def plain(params, state, x, target):
+        def objective(params):
+            y, after = model.apply(params, state, x, key=KEY, train=True)
+            return jnp.mean(loss(y, target)), (y, after)
+
+        return jax.value_and_grad(objective, has_aux=True)(params)
+
+    guard = jax.jit(al.nonfinite_guard(model, loss), static_argnames="train")
+    out = guard(params, state, X, X, key=KEY, train=True)
+    (value, (y, after)), grads = plain(params, state, X, X)
+    expected = (value, grads, y, after)
+    for ours, theirs in zip(
+        jax.tree.leaves(tuple(out[:4])), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+
+
+def test_the_guard_looks_at_nothing_but_the_ends_while_all_is_finite():
+    """Its program outside of the choice is the plain one and one number of each array."""
+    guarded = jax.make_jaxpr(al.nonfinite_guard(MODEL))(PARAMS, STATE, X)
+    names = [eqn.primitive.name for eqn in guarded.jaxpr.eqns]
+    assert names.count("cond") == 1 + sum(
+        eqn.primitive.name == "cond"
+        for eqn in jax.make_jaxpr(jax.value_and_grad(total))(PARAMS).jaxpr.eqns
+    )
+    ends = [*jax.tree.leaves((PARAMS, STATE)), X, X]
+    assert names.count("reduce_max") <= len(ends)
+
+
+def total(params):
+    return MODEL.predict(params, STATE, X).sum()
+
+
+def test_off_it_costs_nothing():
+    before = str(jax.make_jaxpr(MODEL.apply)(PARAMS, STATE, X))
+    al.locate_nonfinite(MODEL, PARAMS, STATE, X)
+    jax.clear_caches()
+    assert str(jax.make_jaxpr(MODEL.apply)(PARAMS, STATE, X)) == before
+    assert "probe" not in before
+    assert "custom_vjp" not in before.replace(
+        "custom_vjp_call", "", before.count("spoil")
+    )
+
+
+def test_the_guard_works_in_a_loop_of_steps():
+    model = al.dense(4)
+    params, state = model.init(KEY, X)
+    guard = al.nonfinite_guard(model, loss)
+    optimizer = optax.sgd(1e30)
+
+    def step(params, _):
+        out = guard(params, state, X, X)
+        moved = jax.tree.map(lambda p, g: p - 1e30 * g, params, out.grads)
+        return moved, out.report
+
+    params, reports = jax.jit(lambda p: jax.lax.scan(step, p, None, length=4))(params)
+    each = [jax.tree.map(lambda a, i=i: a[i], reports) for i in range(4)]
+    assert [bool(report) for report in each] == [False, True, True, True]
+    assert each[1].first is not None
+    assert bool(reports)
+    assert optimizer
+
+
+def test_debug_nans_does_not_get_in_the_way():
+    model = al.serial(body=al.dense(4), log=jnp.log)
+    params, state = model.init(KEY, X)
+    with jax.debug_nans(True):
+        report = al.locate_nonfinite(model, params, state, X)
+    assert report.forward.path == "log"
+
+
+def test_a_second_look_compiles_nothing():
+    al.locate_nonfinite(MODEL, PARAMS, STATE, X)
+    with al.max_compiles(0):
+        al.locate_nonfinite(MODEL, spoiled("first/on", (), FORWARD_NAN), STATE, X)
+
+
+def test_integers_and_keys_are_left_alone():
+    model = al.serial(emb=al.embedding(5, 4), drop=al.dropout(0.5), head=al.dense(2))
+    ids = jnp.array([[0, 1], [2, 3]])
+    params, state = model.init(KEY, ids)
+    params["emb"]["embedding"] = params["emb"]["embedding"].at[3].set(jnp.nan)
+    report = al.locate_nonfinite(model, params, state, ids, key=KEY, train=True)
+    assert report.forward.path == "emb"
+    assert report.params == ("emb/embedding",)
+
+
+def test_a_model_that_returns_no_numbers_to_derive():
+    model = al.serial(body=al.dense(4), pick=lambda x: jnp.argmax(x, -1))
+    params, state = model.init(KEY, X)
+    params["body"]["bias"] = params["body"]["bias"].at[0].set(jnp.inf)
+    assert al.locate_nonfinite(model, params, state, X).forward.path == "body"
+
+
+def test_low_precision_overflows_at_its_cast():
+    model = al.serial(big=al.scale(), half=al.mixed(al.dense(4), jnp.float16))
+    params, state = model.init(KEY, X)
+    found = al.locate_nonfinite(model, params, state, X * 1e6).forward
+    assert (found.path, found.what) == ("half", "inf")
+
+
+def test_a_report_can_be_printed_inside_of_jit():
+    def look(params):
+        return repr(al.nonfinite_guard(MODEL)(params, STATE, X).report)
+
+    seen = []
+    jax.make_jaxpr(lambda p: seen.append(look(p)) or 0)(PARAMS)
+    assert seen == ["<report of what is not finite>"]
+    report = al.locate_nonfinite(MODEL, PARAMS, STATE, X)
+    assert repr(report) == "<all values and gradients are finite>"
+
+
+def test_a_loss_is_a_function():
+    with pytest.raises(TypeError, match="loss: expected a function of the predictions"):
+        al.nonfinite_guard(MODEL, loss="mse")
+    with pytest.raises(TypeError, match="loss: expected a function of the predictions"):
+        al.locate_nonfinite(MODEL, PARAMS, STATE, X, loss=3)
+
+
+def test_a_loss_is_floating_point():
+    with pytest.raises(TypeError, match="loss: expected floating-point numbers, got"):
+        al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: y > 0)
