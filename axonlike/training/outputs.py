@@ -45,7 +45,7 @@ def csv(path: str | os.PathLike[str]) -> Callback:
 
         def started(loop: Any) -> None:
             if loop.step and file.exists():
-                rows.extend(r for r in _rows(file) if int(r["step"]) <= loop.step)
+                rows.extend(r for r in _rows(file) if int(r["epoch"]) <= loop.epoch)
             file.parent.mkdir(parents=True, exist_ok=True)
             _write_rows(file, rows)
 
