@@ -110,6 +110,7 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike.inspect.ledger import ledger, max_compiles
     from axonlike.inspect.nonfinite import locate_nonfinite, nonfinite_guard
     from axonlike.inspect.summary import summary
+    from axonlike.io.expressions import load_expressions, save_expressions
     from axonlike.io.mapping import fuse, mapping, split, tied
     from axonlike.io.models import load_model, save_model
     from axonlike.io.onnx.export import export_onnx
@@ -314,9 +315,11 @@ __all__ = [
     "export_onnx",
     "fuse",
     "load",
+    "load_expressions",
     "load_model",
     "mapping",
     "save",
+    "save_expressions",
     "save_model",
     "split",
     "tied",
@@ -334,6 +337,7 @@ _ON_FIRST_USE = {
     "inspect.ledger": ("ledger", "max_compiles"),
     "inspect.nonfinite": ("locate_nonfinite", "nonfinite_guard"),
     "inspect.summary": ("summary",),
+    "io.expressions": ("load_expressions", "save_expressions"),
     "io.mapping": ("fuse", "mapping", "split", "tied"),
     "io.models": ("load_model", "save_model"),
     "io.onnx.export": ("export_onnx",),

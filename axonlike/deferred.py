@@ -433,7 +433,7 @@ def ends(part: Any) -> tuple[Any, Any, Any]:
     return part.start, part.stop, part.step
 
 
-_SIGNS: dict[Callable[..., Any], str] = {
+SIGNS: dict[Callable[..., Any], str] = {
     operator.add: "+", operator.sub: "-", operator.mul: "*", operator.truediv: "/",
     operator.floordiv: "//", operator.mod: "%", operator.pow: "**",
     operator.matmul: "@", operator.lt: "<", operator.le: "<=", operator.gt: ">",
@@ -443,8 +443,8 @@ _SIGNS: dict[Callable[..., Any], str] = {
 
 
 def _formula(op: Op) -> str:
-    if op.function in _SIGNS:
-        return f"({_brief(op.args[0])} {_SIGNS[op.function]} {_brief(op.args[1])})"
+    if op.function in SIGNS:
+        return f"({_brief(op.args[0])} {SIGNS[op.function]} {_brief(op.args[1])})"
     if op.function is operator.getitem:
         return f"{_brief(op.args[0])}[{_index(op.args[1])}]"
     inside = [
@@ -494,7 +494,7 @@ def _unary(function: Callable[..., Any]) -> Any:
     return method
 
 
-for _function, _sign in _SIGNS.items():
+for _function, _sign in SIGNS.items():
     if _sign not in ("==", "!="):
         _verb = _function.__name__.strip("_")
         setattr(Deferred, f"__{_verb}__", _binary(_function))

@@ -101,7 +101,8 @@ def _parts(value: Any, name_of: Callable[[Any], Any]) -> tuple[Any, ...]:
         return (cast(Any, value).name,)
     if isinstance(value, (np.ndarray, np.generic)) or is_jax_array(value):
         array: Any = np.asarray(cast(Any, value))
-        data = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16)
+        flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # bfloat16 too
+        data = hashlib.blake2b(flat.data, digest_size=16)
         return (array.dtype.name, array.shape, data.digest())
     if isinstance(value, functools.partial):
         parts = (value.func, value.args, value.keywords)

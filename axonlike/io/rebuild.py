@@ -6,7 +6,7 @@ import base64
 import functools
 import math
 from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -25,10 +25,11 @@ _MOST_COPIES = 100_000
 
 
 class Known(NamedTuple):
-    """What the user lets a file name, by that name."""
+    """What the user lets a file name, by that name, and what makes more kinds of values."""
 
     kinds: Mapping[str, Any]
     functions: Mapping[str, Any]
+    makers: Mapping[str, Callable[[Any], Any]] = MappingProxyType({})
 
 
 def rebuilt(json: Json, known: Known) -> Layer:
@@ -38,7 +39,7 @@ def rebuilt(json: Json, known: Known) -> Layer:
         ValueError: it describes none; the message says where.
     """
     try:
-        found = _decoded(json, known, "model")
+        found = decoded(json, known, "model")
     except RecursionError:
         raise ValueError("model: it nests too deep") from None
     if not isinstance(found, Layer):
@@ -46,17 +47,19 @@ def rebuilt(json: Json, known: Known) -> Layer:
     return found
 
 
-def _decoded(json: Json, known: Known, at: str) -> Any:
+def decoded(json: Json, known: Known, at: str) -> Any:
+    """The value that JSON describes; `at` is where it stands, for errors."""
     if isinstance(json, list):
         items = enumerate(cast("list[Any]", json))
-        return [_decoded(item, known, f"{at}/{i}") for i, item in items]
+        return [decoded(item, known, f"{at}/{i}") for i, item in items]
     if not isinstance(json, dict):
         return json
     table = cast("dict[str, Any]", json)
     if "$" not in table:
-        return {k: _decoded(v, known, f"{at}/{k}") for k, v in table.items()}
+        return {k: decoded(v, known, f"{at}/{k}") for k, v in table.items()}
     what = table["$"]
-    make = _MAKERS.get(what) if isinstance(what, str) else None
+    more = known.makers
+    make = (_MAKERS.get(what) or more.get(what)) if isinstance(what, str) else None
     if make is None:
         raise ValueError(f"{at}: {what!r:.40} is nothing that is known")
     fields = _Fields(table, known, at)
@@ -93,17 +96,17 @@ class _Fields:
 
     def list(self, name: str) -> list[Any]:
         """A field that is a list, its items decoded."""
-        return _decoded(self._typed(name, list), self.known, f"{self.at}/{name}")
+        return decoded(self._typed(name, list), self.known, f"{self.at}/{name}")
 
     def dict(self, name: str) -> dict[str, Any]:
         """A field that is an object, its values decoded."""
         table = self._typed(name, dict)
         items = table.items()
-        return {k: _decoded(v, self.known, f"{self.at}/{name}/{k}") for k, v in items}
+        return {k: decoded(v, self.known, f"{self.at}/{name}/{k}") for k, v in items}
 
     def value(self, name: str) -> Any:
         """Any field, decoded."""
-        return _decoded(self.table[name], self.known, f"{self.at}/{name}")
+        return decoded(self.table[name], self.known, f"{self.at}/{name}")
 
     def _typed(self, name: str, cls: type) -> Any:
         found = self.table.get(name)
