@@ -5,8 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from axonlike.inspect.nonfinite import locate_nonfinite
+from axonlike.training.batch import as_arrays, inputs_of
 from axonlike.training.events import Callback, Handlers
 from axonlike.training.kept import copied
+from axonlike.training.loss import losses_of, prepared
+from axonlike.training.step import TrainStep
 from axonlike.training.watch import positive
 from axonlike.types import PyTree
 
@@ -14,9 +21,9 @@ from axonlike.types import PyTree
 def stop_on_nonfinite(metric: str = "loss", *, every: int = 20) -> Callback:
     """Ends training when the loss is no finite number, and says where that came from.
 
-    The state before that step is what training ends with. To find it, a copy of the state
-    and the batches since are kept, and the steps taken once more. For a step of
-    `train_step` the first layer with such a number is named.
+    Training ends with the last state that is finite. To find it, a copy of the state and
+    the batches since are kept, and the steps taken once more. For a step of `train_step`
+    the first layer with such a number is named, as `al.locate_nonfinite` finds it.
 
     Args:
         metric: the number that should be finite, at every step.
@@ -36,7 +43,7 @@ def stop_on_nonfinite(metric: str = "loss", *, every: int = 20) -> Callback:
         ...     step, 1.0, [2.0, 3.0, float("inf"), 2.0], epochs=1,
         ...     callbacks=[al.callbacks.stop_on_nonfinite()])
         >>> r.state, r.halted
-        (6.0, 'stop_on_nonfinite: loss is inf at step 3')
+        (6.0, 'stop_on_nonfinite: loss is inf at step 3; the state of step 2 is finite')
     """
     positive("stop_on_nonfinite", every=every)
 
@@ -95,9 +102,10 @@ class _Watcher:
 
     def _forget(self, loop: Any) -> None:
         """Lets go of what comes before the newest copy that is known to be good."""
-        arrived = loop.history.steps(self._metric)
-        known = arrived[-1] if len(arrived) else self._first
-        good = [state for state in self._states if state[0] <= known]
+        if self._metric not in loop.history:
+            return
+        arrived = loop.history.steps(self._metric)[-1]  # of a state that came before
+        good = [state for state in self._states if state[0] < arrived]
         if good:
             self._states = self._states[self._states.index(good[-1]) :]
             del self._batches[: self._states[0][0] - self._first]
@@ -105,18 +113,62 @@ class _Watcher:
 
     def _halt(self, loop: Any, step: int, value: float) -> None:
         """Goes through the steps again, up to the one that broke."""
-        start, state = [each for each in self._states if each[0] < step][-1]
-        before = self._batches[start - self._first : step - 1 - self._first]
-        for batch in before:
-            state, _ = loop.take_step(state, batch)
-        culprit = self._batches[step - 1 - self._first]
-        where = located(loop.take_step, state, culprit)
+        before = [each for each in self._states if each[0] < step and finite(each[1])]
+        start, state = before[-1]
+        batches = self._batches[start - self._first : step - self._first]
+        run, at = loop.take_step, start
+        for batch in batches[:-1]:
+            after, _ = run(copied(state), batch)
+            if not finite(after):  # the loss will show it one step later
+                break
+            state, at = after, at + 1
+        where = located(run, state, batches[at - start])
         loop.state = state
         loop.halt(
-            f"stop_on_nonfinite: {self._metric} is {value:g} at step {step}{where}"
+            f"stop_on_nonfinite: {self._metric} is {value:g} at step {step}; "
+            f"the state of step {at} is finite{where}"
         )
 
 
-def located(step: Any, state: PyTree, batch: Any) -> str:
-    """Where in the model of a training step such numbers come up first."""
-    return ""
+def finite(state: PyTree) -> bool:
+    """Whether all params of a state are finite; of any other state, all its numbers."""
+    tree = getattr(state, "params", state)
+    numbers = [x for x in jax.tree.leaves(tree) if _is_floating(x)]
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in numbers)
+
+
+def located(step: Any, state: Any, batch: Any) -> str:
+    """Where in the model of a step of `train_step` such numbers come up first."""
+    if not isinstance(step, TrainStep):
+        return ""
+    batch = as_arrays(batch)
+    key = None
+    if state.key is not None and step.model.uses_key:
+        key = jax.random.fold_in(state.key, state.step)
+    report = locate_nonfinite(
+        prepared(step.model, step.options["precision"], None),
+        state.params, state.model_state, inputs_of(batch), batch,
+        loss=_summed(step), key=key, train=True,
+    )  # fmt: skip
+    if report.first is None:
+        return "; model and gradients are finite in the next step, its update is not"
+    return f"; the next step has {report.first}"
+
+
+def _summed(step: TrainStep) -> Any:
+    """The loss of a step, its weighted terms as one number."""
+    terms = losses_of(step.loss, step.options["weights"])
+
+    def loss(predictions: Any, batch: Any) -> Any:
+        total = jnp.zeros(())
+        for term in terms:
+            y = predictions if term.output is None else predictions[term.output]
+            value = jnp.mean(term.function(y, batch)).astype(total.dtype)
+            total = total + value * (1.0 if term.weight is None else term.weight)
+        return total
+
+    return loss
+
+
+def _is_floating(x: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
