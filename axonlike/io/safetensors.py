@@ -102,6 +102,8 @@ def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     extra = header.pop("__metadata__", {})
     if not is_strings(extra):
         raise damaged(path, "its metadata is not text")
+    if _OURS not in extra and any('"checksums"' in text for text in extra.values()):
+        raise damaged(path, "what axonlike noted in it is under another name")
     places = {name: _place(path, name, value) for name, value in header.items()}
     _check_places(path, places, len(buffer) - start)
     found = {
