@@ -91,8 +91,8 @@ def _choices(specs: Sequence[Any], facts: Sequence[str]) -> Iterator[dict[str, i
     found = [each for each in (*apart, *equal) if _is_possible(each, open_, facts)]
     if not found:
         raise ValueError(
-            f"export_onnx: found no sizes for which {', '.join(facts)}. "
-            "Pass verify=False."
+            f"export_onnx: found no sizes below {_MOST_TRIED} for which "
+            f"{', '.join(facts)}. Pass verify=False."
         )
     yield from found[: 2 if names else 1]
 

@@ -20,9 +20,9 @@ from axonlike.io.onnx import (
 )
 from axonlike.io.onnx.graph import Graph, Value
 from axonlike.io.onnx.nodes import Marks
-from axonlike.io.onnx.table import TABLE, Entry
+from axonlike.io.onnx.table import TABLE, Entry, NoCounterpartError
 from axonlike.paths import join
-from axonlike.spec import is_unknown
+from axonlike.spec import is_unknown, show
 
 FAMILIES = (control, elementwise, indexing, products, reducing, shaping, windows)
 """The modules that enter primitives into the table."""
@@ -72,33 +72,32 @@ class Converter:
         around, here = g.scope, str(eqn.source_info.name_stack)
         g.scope = join(around, here)
         try:
-            if entry is None or any(not is_plain(v.aval) for v in eqn.outvars):
-                raise NotImplementedError(f"{eqn.primitive.name}: {_why(entry)}.")
+            if entry is None:
+                raise NoCounterpartError("it is not in the table")
             if entry.inline:
                 return entry.rule(self, g, eqn, *values)
+            for var in eqn.outvars:
+                _check_dtype(var.aval)
             return _folded(eqn, values) or _added(g, entry, eqn, values)
-        except NotImplementedError as error:
-            if hasattr(error, "primitive"):
-                raise
-            raise _unsupported(error, eqn, g.scope) from None
+        except NoCounterpartError as reason:
+            raise _unsupported(reason, eqn, g.scope) from None
         finally:
             g.scope = around
 
 
-def _why(entry: Entry | None) -> str:
-    return "not in the table of primitives" if entry is None else "no such dtype"
-
-
-def _unsupported(error: Exception, eqn: Any, path: str) -> NotImplementedError:
+def _unsupported(reason: Exception, eqn: Any, path: str) -> NotImplementedError:
     """The error that names a primitive and where in the model it is."""
-    types = ", ".join(str(v.aval) for v in eqn.invars)
-    where = path or "the model"
-    found = NotImplementedError(
-        f"export_onnx: primitive {eqn.primitive.name!r} in {where}, of {types}, cannot "
-        f"be written as ONNX ({error}) Write the layer without it, or use al.export."
+    types = ", ".join(show(v.aval) for v in eqn.invars)
+    return NotImplementedError(
+        f"export_onnx: primitive {eqn.primitive.name!r} in {path or 'the model'}, of "
+        f"{types}, cannot be written as ONNX: {reason}. Write the layer without it, or "
+        "use al.export."
     )
-    found.primitive = eqn.primitive.name  # pyright: ignore[reportAttributeAccessIssue]
-    return found
+
+
+def _check_dtype(aval: Any) -> None:
+    if not is_plain(aval):
+        raise NoCounterpartError(f"runtimes compute with no {aval.dtype}")
 
 
 def is_plain(aval: Any) -> bool:

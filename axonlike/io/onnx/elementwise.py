@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, is_bool, joined, stored
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 
 Build = Callable[..., str]
 
@@ -277,8 +277,8 @@ def _reduce_precision(g: Graph, eqn: Any, x: Value) -> Value:
     if bits in ((8, 23), (11, 52)):
         return x
     if bits not in kinds:
-        raise NotImplementedError(
-            f"reduce_precision: expected the bits of bfloat16 or float16, got {bits}."
+        raise NoCounterpartError(
+            f"its {bits[0]} and {bits[1]} bits are not those of bfloat16 or float16"
         )
     name = g.cast(g.cast(x, own, kinds[bits]), kinds[bits], own)
     return Value(name, x.shape, x.dtype)

@@ -89,7 +89,7 @@ def export_onnx(
     References:
         https://onnx.ai/onnx/operators
     """
-    if isinstance(opset, bool) or not _OLDEST <= opset <= _NEWEST:
+    if type(opset) is not int or not _OLDEST <= opset <= _NEWEST:
         raise ValueError(
             f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
         )
@@ -155,8 +155,8 @@ def _inputs(g: Graph, specs: PyTree) -> tuple[list[Any], list[Value]]:
     for name, spec in zip(_names("input", specs), jax.tree.leaves(specs), strict=True):
         if not is_plain(spec):
             raise TypeError(
-                f"export_onnx: {name}: ONNX has no numbers of {spec.dtype}. Make them "
-                "inside of the model."
+                f"export_onnx: {name}: ONNX runtimes compute with no {spec.dtype}. Pass "
+                "real numbers."
             )
         infos.append(g.info(g.unique(name), stored(spec.dtype), spec.shape))
         g.sizes.learn(name, spec.shape)

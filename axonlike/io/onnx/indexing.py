@@ -9,7 +9,7 @@ import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, is_bool, stored
 from axonlike.io.onnx.shaping import cut, padded
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 
 
 class Where(NamedTuple):
@@ -186,11 +186,11 @@ def _scatter(g: Graph, eqn: Any, x: Value, indices: Value, updates: Value) -> st
     d = p["dimension_numbers"]
     how = _COMBINED[eqn.primitive.name]
     if d.operand_batching_dims:
-        raise NotImplementedError(f"{eqn.primitive.name}: with axes of a batch.")
+        raise NoCounterpartError("some axes of the indices are a batch")
     sizes = _window_sizes(x, updates, d)
     where = _where(x.shape, (), d.scatter_dims_to_operand_dims, sizes)
     if any(str(sizes[i]) != str(x.shape[i]) for i in where.rest):
-        raise NotImplementedError(f"{eqn.primitive.name}: of parts of other axes.")
+        raise NoCounterpartError("it writes parts of axes without indices")
     own = stored(x.dtype)
     wide = np.dtype(np.int32) if own.kind in "bui" and own.itemsize < 4 else own
     start, shape = _starts(g, indices, ())

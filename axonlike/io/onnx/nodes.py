@@ -227,13 +227,9 @@ _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 def _fits_recurrent(config: Any, inputs: Sequence[Any]) -> bool:
     gate = config.get("gate_fn", jax.nn.sigmoid)
-    plain = gate is jax.nn.sigmoid and config["activation_fn"] in (
-        jnp.tanh,
-        jax.lax.tanh,
-    )
-    unlike = any(config.get(k) for k in ("peephole", "residual", "use_recurrent_bias"))
-    known = not is_unknown(inputs[0].shape[-1])
-    return _is_single(inputs, 3, 3) and plain and not unlike and known
+    plain = gate is jax.nn.sigmoid and config["activation_fn"] is jnp.tanh
+    unlike = any(config.get(k) for k in ("peephole", "residual", "dot_general"))
+    return _is_single(inputs, 3, 3) and plain and not unlike
 
 
 def _recurrent(op: str) -> Callable[[Graph, Made], list[str]]:

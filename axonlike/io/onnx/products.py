@@ -10,7 +10,7 @@ import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.shaping import flipped, padded
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 
 
 @rule("dot_general")
@@ -48,7 +48,7 @@ def _conv(g: Graph, eqn: Any, x: Value, kernel: Value) -> str:
     """Channels first in between; holes in the input are a transposed convolution."""
     p = eqn.params
     if p["batch_group_count"] != 1:
-        raise NotImplementedError("conv_general_dilated: batch_group_count is not 1.")
+        raise NoCounterpartError("the batch is in groups")
     numbers, out = p["dimension_numbers"], stored(eqn.outvars[0].aval.dtype)
     x_axes, k_axes = numbers.lhs_spec, numbers.rhs_spec
     image = g.transpose(g.cast(x, stored(x.dtype), out), x_axes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, stored
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 
 _SMALL = ("int8", "int16", "uint8", "uint16", "bool")
 
@@ -122,7 +122,7 @@ def _sort(g: Graph, eqn: Any, *inputs: Value) -> list[str]:
     """By the first array; the others follow it."""
     axis, keys = eqn.params["dimension"], eqn.params["num_keys"]
     if keys != 1:
-        raise NotImplementedError(f"sort: by {keys} arrays at once; expected by one.")
+        raise NoCounterpartError(f"it is by {keys} arrays, where ONNX sorts by one")
     name, wide = _counted(g, inputs[0])
     size = g.ints([inputs[0].shape[axis]])
     found, order = g.nodes_of("TopK", 2, name, size, axis=axis, largest=0)

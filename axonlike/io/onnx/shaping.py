@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, is_bool, is_one, stored
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 from axonlike.spec import is_unknown
 
 _LOWEST = np.iinfo(np.int64).min
@@ -58,7 +58,7 @@ def _reshape(g: Graph, eqn: Any, x: Value, *_: Value) -> Value:
     if all(map(is_one, x.shape)):  # one number, to be repeated
         return _shaped(g, x, (1,) * len(shape))
     if eqn.params.get("dimensions") is not None:
-        raise NotImplementedError("reshape: of transposed axes.")
+        raise NoCounterpartError("it turns axes too")
     x = g.whole(x, before)
     if x.known and not any(map(is_unknown, shape)):
         return _shaped(g, x, shape)

@@ -23,6 +23,10 @@ class Entry(NamedTuple):
     inline: bool = False
 
 
+class NoCounterpartError(Exception):
+    """Why a primitive, with these parameters, cannot be written as ONNX."""
+
+
 TABLE: dict[str, Entry] = {}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.products import convolved
-from axonlike.io.onnx.table import rule
+from axonlike.io.onnx.table import NoCounterpartError, rule
 
 _OPTIONS = {
     "window_dimensions": "sizes",
@@ -41,7 +41,7 @@ def _window_sum(g: Graph, eqn: Any, x: Value) -> str:
 
 def _most(g: Graph, x: str, shape: Any, p: Any) -> str:
     if any(n > 1 for n in p["lhs_dilation"]):
-        raise NotImplementedError("reduce_window_max: of an input with holes.")
+        raise NoCounterpartError("its input has holes")
     return g.node(
         "MaxPool", x,
         kernel_shape=list(p["sizes"]),
@@ -69,8 +69,8 @@ def _windowed(g: Graph, eqn: Any, x: Value, reduced: Any) -> str:
     if not spatial:
         return g.ref(x)
     if len(spatial) > 3:
-        raise NotImplementedError(
-            f"{eqn.primitive.name}: windows over {len(spatial)} axes; expected up to 3."
+        raise NoCounterpartError(
+            f"its windows have {len(spatial)} axes, where ONNX has 3 at most"
         )
     out, axes = eqn.outvars[0].aval.shape, (*others, *spatial)
     wide = own if own.kind == "f" else np.dtype(np.float32)
