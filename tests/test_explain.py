@@ -197,7 +197,7 @@ def test_what_would_not_fit_is_not_suggested():
     assert "Perhaps" not in al.explain(model, al.spec("b 28 28"))
 
 
-def test_no_values_stand_in_a_failure():
+def test_no_values_stand_in_a_failure_where_keras_prints_the_weights():
     def bad(x):
         return x + jnp.full((3,), 1234.5)
 
