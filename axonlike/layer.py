@@ -650,6 +650,8 @@ def lift(function: Callable[..., Any], name: str | None = None) -> Layer:
         >>> list((al.lift(jax.nn.relu, name="act") >> jax.nn.tanh).children)
         ['act', 'tanh']
     """
+    if not callable(function):
+        raise TypeError(f"lift: expected a function, got {show(cast(Any, function))}.")
     made = function if isinstance(function, Layer) else _lift(function)
     return made if name is None else made.named(name)
 

@@ -84,7 +84,8 @@ def encoded(value: Any, layer: Callable[[Layer], Json]) -> Json:
         return {"$": "dtype", "name": cast(Any, value).name}
     if isinstance(value, (np.ndarray, np.generic)) or values.is_jax_array(value):
         return _array(value)
-    fields = _fields(value)
+    named = callable(value) and values.import_name(value) is not None
+    fields = None if named else _fields(value)
     if fields is not None:
         inner = {k: encoded(v, layer) for k, v in fields.items()}
         return {"$": "record", "class": _name(type(value)), "fields": inner}
