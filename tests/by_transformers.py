@@ -166,7 +166,7 @@ ENCODERS = {
 }
 
 
-def of_torch(make, x, *more, **named):
+def of_torch(make, x, **named):
     """The tensors of a module with random weights, and what it makes of an input."""
     import torch
 
@@ -177,6 +177,7 @@ def of_torch(make, x, *more, **named):
             if tensor.dtype == torch.int64:
                 continue
             tensor.copy_(0.5 * torch.rand(tensor.shape) + 0.1)
-        y = module(torch.tensor(x), *more, **named)
+        given = map(torch.tensor, x if isinstance(x, tuple) else (x,))
+        y = module(*given, **named)
     y = y[0] if isinstance(y, tuple) else y
     return {**{f"w {k}": v for k, v in module.state_dict().items()}, "y": y}

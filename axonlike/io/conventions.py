@@ -63,7 +63,7 @@ CONVENTIONS: dict[str, Convention] = {
     "prelu": {"weight": Tensor("negative_slope")},
     "projection": _DENSE,
     "rms_norm": _NORM,
-    "rnn_cell": {k: v for k, v in _RECURRENT.items() if k != "bias_hh"},
+    "rnn_cell": _RECURRENT,
     "swiglu": _DENSE,
 }
 
@@ -119,7 +119,12 @@ def _axed(kind: str, pair: Any) -> Tensor:
 
 
 def flat(layer: Any, name: str, shape: Shape) -> Shape:
-    """The shape of an array where several axes are one in PyTorch: those of `dense`."""
+    """The shape of an array where PyTorch has more axes or fewer.
+
+    Several that `dense` sums over, or makes, are one there; one slope of `prelu` has one.
+    """
+    if layer is not None and layer.kind == "prelu" and shape == ():
+        return (1,)
     if layer is None or layer.kind != "dense" or name not in ("kernel", "bias"):
         return shape
     features = layer.config["features"]

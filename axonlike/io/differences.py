@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from axonlike.combinators.tying import ties
 from axonlike.errors import nearest
 from axonlike.io.arrays import DTYPES, Entry
 from axonlike.io.conventions import CONVENTIONS
 from axonlike.io.links import AnyLink, Slot
+from axonlike.paths import join
+from axonlike.spots import spots
 
 _ALWAYS = frozenset(
     (
@@ -92,16 +95,16 @@ def unnamed(slot: Slot, layer: Any) -> Difference:
     return Difference(f"{slot.path!r}, of {kind}, is in no rule. {hint}.", False)
 
 
-def missing(modules: Iterable[Any], model: Any) -> list[Difference]:
-    """Arrays that layers need, and that are not in the trees."""
-    found: list[Difference] = []
-    for module in modules:
-        kind = getattr(module.layer, "kind", "")
-        for tensor in CONVENTIONS.get(kind, {}).values():
-            if tensor.ours in _ALWAYS and tensor.ours not in module.slots:
-                text = f"{module.path!r} has no {tensor.ours!r} in params or state."
-                found.append(Difference(text))
-    return found
+def missing(model: Any, stored: Iterable[str]) -> list[Difference]:
+    """Arrays that layers of a model need, and that are not in its trees."""
+    there = {*stored, *(target for target, _ in ties(model))}
+    return [
+        Difference(f"{path!r} has no {tensor.ours!r} in params or state.")
+        for spot in spots(model)
+        for path in spot.paths
+        for tensor in CONVENTIONS.get(spot.layer.kind, {}).values()
+        if tensor.ours in _ALWAYS and join(path, tensor.ours) not in there
+    ]
 
 
 def refuse(found: list[Difference], verb: str = "load", both: str = "") -> None:

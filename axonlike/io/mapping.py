@@ -179,7 +179,8 @@ class WeightMapping:
         modules = modules_of(model, *every)
         links, bare = resolve(list(self._named(entries)), modules, self._changed)
         found = [unnamed(slot, layer) for slot, layer in bare]
-        refuse([*found, *missing(modules, model)], "save", "the mapping and the model")
+        found += missing(model, [path for side in every for path, _ in side])
+        refuse(found, "save", "the mapping and the model")
         every_item = items(links, getter(*every), entries)
         target = Path(path)
         target = target if target.suffix == ".safetensors" else target / _FILE

@@ -226,7 +226,7 @@ def _of_layers(
         own.append(places[path])
     bases = [filled_in(name, fields) for name in rule.theirs]
     known = convention(own[0].layer, changed)
-    merged = own[0].layer.kind in ("lstm_cell", "gru_cell") and _merges(own[0])
+    merged = BIASES[1] in known and _merges(own[0])
     for name, tensor in known.items():
         theirs = tuple(_tensor_name(base, name) for base in bases)
         if name in BIASES and merged:

@@ -77,9 +77,8 @@ def _of_array(name: str, value: Any) -> Entry:
     """An array, NumPy's, JAX's or PyTorch's, as an entry of a file."""
     kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if kind not in DTYPES or not hasattr(value, "shape"):
-        raise TypeError(
-            f"mapping: {name!r} is {type(value).__name__} {kind}, not an array of numbers."
-        )
+        what = f"{type(value).__name__} {kind}".rstrip()
+        raise TypeError(f"mapping: {name!r} is {what}, not an array of numbers.")
     return Entry(kind, tuple(value.shape), partial(_array, value))
 
 
