@@ -1,6 +1,8 @@
 """Every primitive that is written as ONNX, run by onnxruntime against JAX."""
 
+import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -646,3 +648,10 @@ def tolerance(dtype):
 def test_the_tests_are_of_all_primitives_in_the_table():
     assert FAMILIES
     assert set(CASES) == set(TABLE)
+
+
+def test_the_page_lists_the_table():
+    page = Path(__file__).parent.parent / "docs" / "onnx.rst"
+    text = page.read_text(encoding="utf-8")
+    listed = re.search(r"\.\. primitives\n(.*)\.\. end of", text, re.DOTALL).group(1)
+    assert re.split(r",\s+", listed.strip()) == sorted(TABLE)
