@@ -693,6 +693,35 @@ def test_optimizers_that_look_at_the_loss_get_it():
     assert float(ts.opt_state[-1].scale) < 1
 
 
+def test_optimizers_that_search_along_a_line_can():
+    def error(y, batch):
+        return jnp.square(y - batch[1])
+
+    step = al.train_step(al.dense(1), error, optax.lbfgs(), where="kernel")
+    ts = step.start({"kernel": jnp.zeros((4, 1)), "bias": jnp.zeros(1)}, {})
+    kernel = np.array([[1.0], [-2.0], [0.5], [0.0]], np.float32)
+    for _ in range(8):
+        ts, _ = step(ts, (X, X @ kernel))
+    np.testing.assert_allclose(ts.params["kernel"], kernel, atol=1e-4)
+
+
+def test_integers_among_the_params_are_left_as_they_are():
+    @al.layer
+    def table():
+        def init(key, x):
+            return {"codes": jnp.arange(4), "scale": jnp.ones(())}
+
+        def apply(params, x):
+            return x * params["scale"] + params["codes"].astype(x.dtype)[None]
+
+        return init, apply
+
+    step, ts = started(table() >> al.dense(3))
+    after, _ = step(ts, BATCH)
+    assert after.params["table"]["codes"].tolist() == [0, 1, 2, 3]
+    assert after.params["table"]["scale"] != 1
+
+
 def test_a_step_is_a_function_inside_of_jit_and_scan():
     step, ts = started(network(), key=KEY)
 

@@ -15,6 +15,7 @@ from axonlike.layer import Layer
 from axonlike.params import merge, partition, paths
 from axonlike.selector import Where
 from axonlike.surgery import trainable
+from axonlike.training.batch import rows_of
 from axonlike.training.loss import Loss, Out, loss_fn
 from axonlike.training.metric import Metric, States, named
 from axonlike.types import Array, Key, Params, PyTree, State, to_dtype
@@ -89,6 +90,7 @@ def grad_fn(
         if accumulate == 1:
             found, grad = one(state, batch, key, rows)
         else:
+            rows_of(batch)
             pieces = jax.tree.map(partial(_split, accumulate), (batch, rows))
             found, grad = _summed(one, accumulate, state, pieces, key, measures)
         return found, grad if scale is None else _divided(grad, scale)
@@ -103,8 +105,13 @@ def check_count(name: str, value: Any) -> None:
 
 
 def parted(model: Layer, params: Params, where: Where) -> tuple[Params, Params]:
-    """The params that are trained, and the others."""
-    free = {path for path, is_free in paths(trainable(model, params)) if is_free}
+    """The params that are trained, and the others; integers have no gradient."""
+    still = {path for path, is_free in paths(trainable(model, params)) if not is_free}
+    free = {
+        path
+        for path, leaf in paths(params)
+        if path not in still and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
     if where is not None:
         chosen = partition(params, where, model)[0]
         free &= {path for path, _ in paths(chosen)}

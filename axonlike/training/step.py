@@ -19,7 +19,7 @@ from axonlike.training.auxiliary import Aux
 from axonlike.training.batch import as_arrays, padded, size_of
 from axonlike.training.evaluation import Evaluation
 from axonlike.training.gradients import check_count, grad_fn, parted
-from axonlike.training.loss import Loss, Out
+from axonlike.training.loss import Loss, Out, loss_fn
 from axonlike.training.metric import Logs, named
 from axonlike.training.state import (
     LossScale,
@@ -48,6 +48,8 @@ class TrainStep:
         self.metrics = named(options["metrics"])
         self._update = optax.with_extra_args_support(optimizer).update
         self._grads = grad_fn(model, loss, where=self.where, **options)
+        options.pop("accumulate")
+        self._loss = loss_fn(model, loss, **options)
         self._donated = jax.jit(self._step, donate_argnums=0)
 
     def start(
@@ -144,8 +146,13 @@ class TrainStep:
             ts.params, ts.model_state, batch, key, rows=rows, scale=scale
         )
         trained, rest = parted(self.model, ts.params, self.where)
+
+        def value_fn(trained: Params) -> Array:
+            whole = merge(trained, rest) if rest else trained
+            return self._loss(whole, ts.model_state, batch, key, rows=rows)[0]
+
         updates, opt_state = self._update(
-            grads, ts.opt_state, trained, value=value, grad=grads
+            grads, ts.opt_state, trained, value=value, grad=grads, value_fn=value_fn
         )
         trained = cast(Params, optax.apply_updates(trained, updates))
         after = ts._replace(
@@ -222,7 +229,7 @@ def train_step(
         model: any layer; what is `frozen` in it is not touched, by weight decay neither.
         loss: `loss(predictions, batch)`: one number, or one for each example (or each
             element), whose mean is taken; or `{output: loss}`.
-        optimizer: of optax.
+        optimizer: of optax; those that look at the loss itself get it.
         weights: `{output: weight}`, for several losses.
         aux: `{glob: weight}`: auxiliary losses that layers emit, and regularizers of
             params, as for `loss_fn`.
