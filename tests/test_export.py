@@ -1,12 +1,15 @@
 """What `export` writes runs in a process that has JAX and no axonlike."""
 
+import importlib
 import json
 import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from test_laws import ROWS
 
 import axonlike as al
@@ -69,7 +72,7 @@ def run_alone(folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-SAMPLE = ("attention", "batch_norm", "conv", "embedding", "gru", "repeat", "wire")
+SAMPLE = ("batch_norm", "conv", "embedding", "gru", "wire")
 
 
 def rows(names=None):
@@ -92,3 +95,163 @@ def test_files_run_without_axonlike_for_any_size(tmp_path):
 @pytest.mark.slow
 def test_every_layer_is_exported_and_runs_without_axonlike(tmp_path):
     check_rows(tmp_path, rows())
+
+
+# --- sizes that a file leaves open
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        al.embedding(7, 4) >> al.attention(2, causal=True, rotary=al.rotary()),
+        pytest.param(
+            al.embedding(7, 4) >> al.bidirectional(al.gru(3)) >> al.dense(2),
+            marks=pytest.mark.slow,
+        ),
+        al.embedding(7, 4) >> al.learned_positions(9) >> al.layer_norm(),
+    ],
+    ids=["attention", "gru", "positions"],
+)
+def test_sequences_may_have_any_length(tmp_path, layer):
+    spec = al.spec("b t", int, ("t<=9",))
+    params, state = layer.init(KEY, spec)
+    file = al.export(layer, params, state, spec, tmp_path / "m.stablehlo")
+    run = jax.export.deserialize(bytearray(file.read_bytes())).call
+    for shape in ((1, 2), (3, 9)):
+        x = jnp.arange(np.prod(shape)).reshape(shape) % 7
+        wanted = jax.jit(layer.predict)(params, state, x)
+        np.testing.assert_allclose(run(x), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_images_may_have_any_size(tmp_path):
+    model = al.conv(3, (3, 3)) >> al.max_pool(2) >> al.global_avg_pool() >> al.dense(2)
+    spec = al.spec("b 2*h 2*w 1")
+    params, state = model.init(KEY, spec)
+    file = al.export(model, params, state, spec, tmp_path / "m.stablehlo")
+    run = jax.export.deserialize(bytearray(file.read_bytes())).call
+    x = jnp.ones((2, 8, 6, 1))
+    np.testing.assert_allclose(run(x), model.predict(params, state, x), rtol=1e-6)
+
+
+# --- what is in a file
+
+
+def test_inputs_are_the_pytree_that_predict_takes(tmp_path):
+    model = al.on_item("x", al.dense(2)) >> al.lift(
+        lambda d: (d["x"], d["y"]), name="f"
+    )
+    spec = {"x": al.spec("b 3"), "y": al.spec("b", int)}
+    params, state = model.init(KEY, spec)
+    file = al.export(model, params, state, spec, tmp_path / "m.stablehlo")
+    run = jax.export.deserialize(bytearray(file.read_bytes())).call
+    first, second = run({"x": jnp.ones((4, 3)), "y": jnp.ones(4, int)})
+    assert (first.shape, second.shape) == ((4, 2), (4,))
+
+
+def test_weights_beside_are_a_file_that_any_reader_opens(tmp_path):
+    blocks = al.repeat(al.residual(al.dense(4)), 3)
+    model = al.serial(blocks=blocks, norm=al.batch_norm(), head=al.dense(2))
+    spec = al.spec("b 4")
+    params, state = model.init(KEY, spec)
+    file = al.export(
+        model, params, state, spec, tmp_path / "m.stablehlo", weights="beside"
+    )
+    weights = load_file(tmp_path / "m.safetensors")
+    assert "blocks/2/kernel" in weights
+    exported = jax.export.deserialize(bytearray(file.read_bytes()))
+    x = jnp.ones((5, 4))
+    wanted = model.predict(params, state, x)
+    np.testing.assert_allclose(exported.call(weights, x), wanted, rtol=1e-6)
+    other = {name: 0 * array for name, array in weights.items()}
+    assert not np.allclose(exported.call(other, x), wanted)  # it is they that are used
+    loaded = al.load(tmp_path / "m.safetensors", model, spec)
+    np.testing.assert_array_equal(model.predict(*loaded, x), wanted)
+
+
+def test_dtypes_that_others_do_not_read_stay_inside(tmp_path):
+    layer = al.dense(3, param_dtype=jnp.float8_e4m3fn)
+    params, state = layer.init(KEY, al.spec("b 4"))
+    with pytest.raises(ValueError, match=r"export: 'bias' is float8_e4m3fn.*'inside'"):
+        al.export(
+            layer, params, state, al.spec("b 4"), tmp_path / "m", weights="beside"
+        )
+    al.export(layer, params, state, al.spec("b 4"), tmp_path / "m.stablehlo")
+
+
+def test_a_file_is_for_the_platforms_that_were_asked_for(tmp_path):
+    layer = al.dense(2)
+    params, state = layer.init(KEY, al.spec("b 3"))
+    args = (layer, params, state, al.spec("b 3"))
+    for platforms in (("cpu", "cuda", "tpu"), ("tpu",)):
+        file = al.export(*args, tmp_path / "m.stablehlo", platforms=platforms)
+        exported = jax.export.deserialize(bytearray(file.read_bytes()))
+        assert exported.platforms == platforms
+
+
+# --- what cannot be exported, and a file that is wrong
+
+
+def printed(x):
+    jax.debug.print("sum {}", x.sum())
+    return x
+
+
+def spectrum(x):
+    return jnp.real(jnp.fft.fft(x, axis=1))
+
+
+def halves(x):
+    return sum(jnp.split(x, 2, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("function", "what"),
+    [
+        (
+            printed,
+            "export: body/odd: debug_print cannot be exported for cpu, cuda, tpu",
+        ),
+        (
+            spectrum,
+            "export: body/odd: fft cannot be exported for cpu, cuda, tpu and inputs",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_says_which_layer_and_why(tmp_path, function, what):
+    spec = al.spec("b t 3")
+    inner = al.serial(al.dense(3), al.lift(function, name="odd"))
+    for body in (inner, inner**2):
+        model = al.serial(first=al.dense(3), body=body, last=al.dense(2))
+        params, state = model.init(KEY, spec)
+        with pytest.raises(ValueError, match=what) as caught:
+            al.export(model, params, state, spec, tmp_path / "m.stablehlo")
+        assert "float32[b, t, 3]" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_traced_for_open_sizes_says_which_layer(tmp_path):
+    model = al.serial(body=al.lift(halves))
+    params, state = model.init(KEY, al.spec("b 4 3"))
+    with pytest.raises(ValueError, match="equal division") as caught:
+        al.export(model, params, state, al.spec("b t 3"), tmp_path / "m.stablehlo")
+    assert any("in body: " in note for note in caught.value.__notes__)
+    al.export(model, params, state, al.spec("b 4 3"), tmp_path / "m.stablehlo")
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    layer = al.dense(2)
+    params, state = layer.init(KEY, al.spec("b 3"))
+    stablehlo = importlib.import_module("axonlike.io.stablehlo")
+    plain = stablehlo._plain
+    monkeypatch.setattr(stablehlo, "_plain", lambda run: plain(lambda x: run(x) + 0.1))
+    args = (layer, params, state, al.spec("b 3"), tmp_path / "m.stablehlo")
+    with pytest.raises(ValueError, match="not the model's output, float32") as caught:
+        al.export(*args)
+    assert "Pass check=False" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    al.export(*args, check=False)
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="weights is 'inside' or 'beside', got 'out'"):
+        al.export(al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", weights="out")

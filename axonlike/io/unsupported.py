@@ -57,7 +57,15 @@ def _first(
 def _error(jaxpr: Any, eqn: Any, args: Any, platforms: Any) -> Exception | None:
     """What happens when this operation alone is exported."""
     inputs = [v for v in eqn.invars if not isinstance(v, core.Literal)]
-    single = core.Jaxpr([], inputs, eqn.outvars, [eqn], eqn.effects)
+    outputs = [v for v in eqn.outvars if type(v).__name__ != "DropVar"]
+    single = jaxpr.replace(
+        constvars=[],
+        invars=inputs,
+        outvars=outputs,
+        eqns=[eqn],
+        effects=eqn.effects,
+        debug_info=jaxpr.debug_info.with_unknown_names(),
+    )
     function = cast(Any, core.jaxpr_as_fun)(core.ClosedJaxpr(single, []))
 
     def run(sizes: Any, *values: Any) -> Any:  # `sizes` has the names of all sizes
