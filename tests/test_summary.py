@@ -418,6 +418,19 @@ def test_sizes_at_which_the_model_does_not_run_leave_out_its_costs_and_say_so():
     assert al.summary(model, spec, sizes={"h": 8, "w": 8}).total("flops") > 0
 
 
+def test_a_model_without_a_derivative_has_its_other_costs():
+    def called_back(x):
+        return jax.pure_callback(lambda x: x, jax.typeof(x), x)
+
+    table = al.summary(al.dense(3) >> called_back, al.spec("2 3"))
+    assert table.total("flops") == 2 * (2 * 9 + 3)
+    assert "note         Nothing is known of what is kept: Pure callbacks do" in str(
+        table
+    )
+    with pytest.raises(al.PathError, match="Nothing is known of what is kept"):
+        table.total("kept")
+
+
 def test_tied_weights_are_counted_once_and_named():
     table = table_of("autoencoder")
     row = row_of(table, "expand")

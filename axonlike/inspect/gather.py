@@ -120,15 +120,22 @@ def sizes_of(specs: PyTree, given: Mapping[str, int]) -> Sizes:
 
 
 def count_costs(finder: Finder, root: Row, call: Call) -> None:
-    """FLOPs and bytes of each row for a call, and where it takes its inputs from."""
+    """FLOPs and outputs of each row for a call, and where it takes its inputs from."""
     jaxpr = call.forward()
-    costs: Costs = forward_costs(jaxpr)
-    costs.update(kept_costs(call._replace(train=True).linear()))
-    for (what, scope), cost in costs.items():
-        finder.of_scope(scope).sums[what] += cost
+    _into(finder, forward_costs(jaxpr))
     first = len(jax.tree.leaves((call.params, call.state)))
     names = _inputs(call.x)
     connect(root, sources(jaxpr, finder, names, first), names)
+
+
+def count_kept(finder: Finder, call: Call) -> None:
+    """What each row keeps for the backward pass of such a call in training."""
+    _into(finder, kept_costs(call._replace(train=True).linear()))
+
+
+def _into(finder: Finder, costs: Costs) -> None:
+    for (what, scope), cost in costs.items():
+        finder.of_scope(scope).sums[what] += cost
 
 
 def _inputs(x: PyTree) -> list[str]:

@@ -41,7 +41,7 @@ class Summary:
         self,
         rows: list[dict[str, Any]],
         totals: dict[str, int],
-        notes: list[str],
+        notes: dict[str, str],
         columns: Sequence[str] | None,
         peak: Callable[[], int] | None,
     ) -> None:
@@ -63,8 +63,8 @@ class Summary:
         if what == "peak" and self._peak is not None:
             self.totals.setdefault("peak", self._peak())
         if what not in self.totals:
-            hint = " ".join(n for n in self.notes if n.startswith("No costs"))
-            raise PathError("total", what, [*self.totals, "peak"], hint)
+            known = [*self.totals, "peak"]
+            raise PathError("total", what, known, self.notes.get(what, ""))
         return self.totals[what]
 
     def text(self, width: int | None = None, *, totals: bool = True) -> str:
@@ -76,7 +76,7 @@ class Summary:
             totals: whether they stand below.
         """
         width = shutil.get_terminal_size().columns if width is None else width
-        below = self._total_lines() if totals else []
+        below = self._total_lines(width) if totals else []
         return table.as_text(self.rows, below, self._columns, width)
 
     def markdown(self) -> str:
@@ -90,7 +90,7 @@ class Summary:
     def as_dict(self) -> dict[str, Any]:
         """The table as values that JSON has; `spec` is left out, `output` says the same."""
         rows = [{k: v for k, v in row.items() if k != "spec"} for row in self.rows]
-        return {"rows": rows, "totals": dict(self.totals), "notes": list(self.notes)}
+        return {"rows": rows, "totals": dict(self.totals), "notes": self._said()}
 
     def _total_items(self) -> list[tuple[str, str]]:
         """Totals and notes, by name, as text."""
@@ -105,11 +105,15 @@ class Summary:
             items.append(("flops", table.scaled(t["flops"]) or "0"))
             found = [name for name in (*COSTS[1:], "peak") if name in t]
             items += [(name, table.size(t[name]) or "0 B") for name in found]
-        return items + [("note", note) for note in self.notes]
+        return items + [("note", note) for note in self._said()]
 
-    def _total_lines(self) -> list[str]:
-        items = self._total_items()
-        return [f"{name:<13}{value}" for name, value in items]
+    def _said(self) -> list[str]:
+        """The notes, each once."""
+        return list(dict.fromkeys(self.notes.values()))
+
+    def _total_lines(self, width: int) -> list[str]:
+        items = (f"{name:<13}{value}" for name, value in self._total_items())
+        return [line for item in items for line in table.wrapped(item, width, 13)]
 
     def __str__(self) -> str:
         return self.text()
@@ -121,8 +125,9 @@ class Summary:
         return self.html()
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
-        below = self._total_lines()
-        yield table.as_rich(self.rows, below, self._columns, options.max_width)
+        width = options.max_width
+        below = self._total_lines(width)
+        yield table.as_rich(self.rows, below, self._columns, width)
 
 
 def summary(
@@ -200,8 +205,7 @@ def summary(
     gather.count_arrays(finder, model, made)
     call, notes = _counted(finder, root, Call(model, *made, specs, train), at)
     totals = {what: sum(row.sums[what] for row in each(root)) for what in SUMMED}
-    if call is None:
-        totals = {what: n for what, n in totals.items() if what not in COSTS}
+    totals = {what: n for what, n in totals.items() if what not in notes}
     if optimizer is not None:
         memory = jax.eval_shape(optimizer.init, made.params)
         totals["optimizer"] = gather.nbytes(jax.tree.leaves(memory))
@@ -223,11 +227,13 @@ def _check(columns: Sequence[str] | None, share: str, depth: int | None) -> None
 
 def _counted(
     finder: Finder, root: Row, call: Call, at: gather.Sizes
-) -> tuple[Call | None, list[str]]:
-    """Costs put into the rows: the call that was counted, and what to say about it.
+) -> tuple[Call | None, dict[str, str]]:
+    """Costs put into the rows: the call that was counted, and notes, why some are not.
 
-    A model that fits unknown sizes may not fit 1: then there are no costs.
+    A model that fits unknown sizes may not fit 1: then there are no costs. One that has
+    no derivative keeps nothing for it.
     """
+    notes: dict[str, str] = {}
     try:
         call = call._replace(x=jax.tree.map(at.of, call.x))
         gather.count_costs(finder, root, call)
@@ -235,12 +241,21 @@ def _counted(
         if not at.assumed:
             raise
         given = ", ".join(f"{name!r}: ..." for name in at.assumed)
-        first = str(error).splitlines()[0]
-        return None, [f"No costs at {at}: {first} Give sizes={{{given}}}."]
-    notes = [f"flops and bytes of layers are for {at}."] if at.names else []
+        why = f"No costs at {at}: {_first_line(error)} Give sizes={{{given}}}."
+        return None, dict.fromkeys(COSTS, why)
+    try:
+        gather.count_kept(finder, call)
+    except Exception as error:
+        notes["kept"] = f"Nothing is known of what is kept: {_first_line(error)}"
+    if at.names:
+        notes["sizes"] = f"flops and bytes of layers are for {at}."
     if any({"cond", "switch"} & set(row.kinds) for row in each(root)):
-        notes.append("of each choice the most expensive layer counts.")
+        notes["choice"] = "of each choice the most expensive layer counts."
     return call, notes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _entries(root: Row, whole: int, share: str) -> list[dict[str, Any]]:

@@ -176,7 +176,8 @@ def _lines(
     lines = [_line(titles, right, widths), "  ".join("-" * n for n in widths)]
     for entry in entries:
         cells = [
-            _wrapped(c, n) for c, n in zip(_cells(entry, keys), widths, strict=True)
+            wrapped(c, n, len(c) - len(c.lstrip()) + 2)
+            for c, n in zip(_cells(entry, keys), widths, strict=True)
         ]
         for at in range(max(map(len, cells))):
             parts = [cell[at] if at < len(cell) else "" for cell in cells]
@@ -184,13 +185,11 @@ def _lines(
     return lines
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int, indent: int) -> list[str]:
+    """A text in lines of at most so many characters, those after the first indented."""
     if len(text) <= width:
         return [text]
-    indent = " " * (len(text) - len(text.lstrip()) + 2)
-    return textwrap.wrap(
-        text, width, subsequent_indent=indent, drop_whitespace=True
-    ) or [""]
+    return textwrap.wrap(text, width, subsequent_indent=" " * indent) or [""]
 
 
 def _line(parts: Sequence[str], right: Sequence[bool], widths: Sequence[int]) -> str:
@@ -248,7 +247,7 @@ def as_html(
     )
     sums = "".join(
         f'<tr><th style="{_CELL}left">{html.escape(name)}</th>'
-        f'<td style="{_CELL}right">{html.escape(value)}</td></tr>'
+        f'<td style="{_CELL}left">{html.escape(value)}</td></tr>'
         for name, value in totals
     )
     return (
