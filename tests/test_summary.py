@@ -411,8 +411,9 @@ def test_sizes_at_which_the_model_does_not_run_leave_out_its_costs_and_say_so():
     spec = al.spec("b h w 1", constraints=("h>=4", "w>=4"))
     table = al.summary(model, spec)
     assert table.total("params") == 20
-    assert "No costs at b = 1, h = 1, w = 1" in str(table)
-    assert "Give sizes={'b': ..., 'h': ..., 'w': ...}." in str(table)
+    text = table.text(400)
+    assert "No costs at b = 1, h = 1, w = 1" in text
+    assert "Give sizes={'b': ..., 'h': ..., 'w': ...}." in text
     with pytest.raises(al.PathError, match="No costs at b = 1"):
         table.total("flops")
     assert al.summary(model, spec, sizes={"h": 8, "w": 8}).total("flops") > 0
