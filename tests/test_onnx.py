@@ -190,7 +190,7 @@ def test_families_of_models_agree_for_two_sizes(build, tmp_path):
 def test_a_layer_is_a_node(layer, shape, op, tmp_path):
     path = tmp_path / "layer.onnx"
     spec = al.spec(" ".join(["b", *map(str, shape[1:])]))
-    trees = exported(layer, spec, path, verify=False)
+    trees = exported(layer, spec, path, check=False)
     assert ops(path)[op] == 1
     agrees(layer, trees, path, normal(*shape))
 
@@ -221,7 +221,7 @@ def test_cross_attention_is_a_node_unless_it_is_causal(tmp_path):
     x = normal(2, 3, 4), normal(2, 5, 6)
     for causal in (False, True):
         layer = al.attention(2, causal=causal)
-        trees = exported(layer, spec, path, verify=False)
+        trees = exported(layer, spec, path, check=False)
         assert ops(path)["Attention"] == (not causal)
         agrees(layer, trees, path, x)
 
@@ -246,7 +246,7 @@ def test_a_layer_of_another_factory_is_not_taken_for_one_by_its_name(tmp_path):
 def test_convolutions_follow_one_another_without_axes_being_turned(tmp_path):
     model = al.conv(4, 3, use_bias=False) >> al.batch_norm() >> al.max_pool(2)
     path = tmp_path / "model.onnx"
-    exported(model, "b 8 8 2", path, verify=False)
+    exported(model, "b 8 8 2", path, check=False)
     order = [n.op_type for n in graph_of(path).node if n.op_type != "Transpose"]
     assert order == ["Conv", "BatchNormalization", "MaxPool", "Identity"]
     assert ops(path)["Transpose"] == 3  # of the input, the kernel and the output
@@ -262,7 +262,7 @@ def test_the_nodes_are_of_layers_that_there_are():
 def test_initializers_are_the_params_and_statistics_by_path(tmp_path):
     model = al.serial(body=al.dense(3) >> al.batch_norm(), head=al.dense(2))
     path = tmp_path / "model.onnx"
-    params, state = exported(model, "b 4", path, verify=False)
+    params, state = exported(model, "b 4", path, check=False)
     found = weights(path)
     ours = dict(al.paths(params)) | dict(al.paths(state))
     assert found.keys() == ours.keys()
@@ -275,7 +275,7 @@ def test_copies_of_a_repeat_stand_under_their_own_paths(stacked, tmp_path):
     inner = al.repeat(block, 2, stacked=stacked)
     model = al.serial(blocks=al.repeat(al.serial(inner=inner), 2, stacked=stacked))
     path = tmp_path / "model.onnx"
-    trees = exported(model, "b 4", path, verify=False)
+    trees = exported(model, "b 4", path, check=False)
     ours = {name for name, _ in al.paths(unrolled(trees[0]))}
     assert weights(path).keys() == ours
     assert "blocks/1/inner/0/dense/kernel" in ours
@@ -284,7 +284,7 @@ def test_copies_of_a_repeat_stand_under_their_own_paths(stacked, tmp_path):
 
 def test_copies_that_run_together_stay_together(tmp_path):
     path = tmp_path / "model.onnx"
-    exported(al.serial(members=al.ensemble(al.dense(3), 2)), "b 4", path, verify=False)
+    exported(al.serial(members=al.ensemble(al.dense(3), 2)), "b 4", path, check=False)
     assert weights(path)["members/*/kernel"].shape == (2, 4, 3)
 
 
@@ -292,7 +292,7 @@ def test_a_tied_weight_stands_once(tmp_path):
     pipe = al.serial(p=al.dense(5, use_bias=False), q=al.dense(4, use_bias=False))
     model = al.tie(pipe, {"q/kernel": "p/kernel"}, transpose=True)
     path = tmp_path / "model.onnx"
-    trees = exported(model, "b 4", path, verify=False)
+    trees = exported(model, "b 4", path, check=False)
     assert list(weights(path)) == ["p/kernel"]
     agrees(model, trees, path, normal(3, 4))
 
@@ -300,7 +300,7 @@ def test_a_tied_weight_stands_once(tmp_path):
 def test_nodes_are_called_by_the_layer_that_they_are_of(tmp_path):
     model = al.serial(blocks=al.repeat(al.serial(mlp=al.dense(4)), 2))
     path = tmp_path / "model.onnx"
-    exported(model, "b 4", path, verify=False)
+    exported(model, "b 4", path, check=False)
     names = {n.name for n in graph_of(path).node if n.op_type == "MatMul"}
     assert names == {"blocks/0/mlp/MatMul", "blocks/1/mlp/MatMul"}
 
@@ -324,7 +324,7 @@ def test_inputs_and_outputs_are_called_by_their_place(tmp_path):
 
 def test_named_sizes_are_the_dimensions_of_the_file(tmp_path):
     path = tmp_path / "model.onnx"
-    exported(al.pixel_unshuffle(2), "b 2*h w*2+2 3", path, verify=False)
+    exported(al.pixel_unshuffle(2), "b 2*h w*2+2 3", path, check=False)
     sizes = [
         [d.dim_param or d.dim_value for d in item.type.tensor_type.shape.dim]
         for item in (*graph_of(path).input, *graph_of(path).output)
@@ -336,7 +336,7 @@ def test_constants_of_a_function_have_a_name_of_their_own(tmp_path):
     table = jnp.asarray(normal(80, 80))
     model = al.lift(lambda x: x @ table)
     path = tmp_path / "model.onnx"
-    trees = exported(model, "b 80", path, verify=False)
+    trees = exported(model, "b 80", path, check=False)
     assert "constants/0" in [a.name for a in graph_of(path).initializer]
     agrees(model, trees, path, normal(2, 80))
 
@@ -350,7 +350,7 @@ def test_one_file_is_for_all_sizes(tmp_path):
         emb=al.embedding(11, 8), blocks=al.repeat(block, 2), head=al.dense(11)
     )
     spec, path = al.spec("b t", int), tmp_path / "model.onnx"
-    trees = exported(model, spec, path, verify=False)
+    trees = exported(model, spec, path, check=False)
     run = runner(path)
     for b, t in ((1, 1), (3, 7), (2, 20)):
         ids = np.random.default_rng(t).integers(0, 11, (b, t)).astype(np.int32)
@@ -374,7 +374,7 @@ def test_sixteen_bits(dtype, tmp_path):
 def test_numbers_are_rounded_to_bfloat16_as_the_model_does(tmp_path):
     model = al.lift(lambda x: (x * 3 + 1) / 7)
     path, spec = tmp_path / "model.onnx", al.spec("b", "bfloat16")
-    exported(model, spec, path, verify=False)
+    exported(model, spec, path, check=False)
     x = jnp.asarray(normal(200), jnp.bfloat16)
     with jax.disable_jit():
         wanted = np.asarray(model.predict({}, {}, x).astype(jnp.float32))
@@ -386,7 +386,7 @@ def test_a_scan_over_time_with_lengths(tmp_path):
     model = al.scan(al.gru_cell(3), return_sequence=False)
     spec = {"x": al.spec("b t 2"), "lengths": al.spec("b", int)}
     path = tmp_path / "model.onnx"
-    trees = exported(model, spec, path, verify=False)
+    trees = exported(model, spec, path, check=False)
     assert ops(path)["Scan"] == 1
     x = {"lengths": np.array([5, 2, 0], np.int32), "x": normal(3, 5, 2)}
     agrees(model, trees, path, x)
@@ -395,7 +395,7 @@ def test_a_scan_over_time_with_lengths(tmp_path):
 def test_calls_that_jax_makes_leave_no_trace(tmp_path):
     model = al.remat(al.lift(jax.jit(jax.nn.relu)) >> jax.nn.silu)
     path = tmp_path / "model.onnx"
-    exported(model, "b 4", path, verify=False)
+    exported(model, "b 4", path, check=False)
     assert set(ops(path)) == {"Max", "Sigmoid", "Mul", "Identity"}
 
 
@@ -404,7 +404,7 @@ def test_what_has_no_outputs_that_are_needed_is_left_out(tmp_path):
         lambda sub, x: (sub.a(x), sub.b(x))[0], a=al.dense(2), b=al.dense(3)
     )
     path = tmp_path / "model.onnx"
-    exported(model, "b 4", path, verify=False)
+    exported(model, "b 4", path, check=False)
     assert weights(path).keys() == {"a/kernel", "a/bias"}
 
 
@@ -454,21 +454,21 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path, monkeypatch):
         exported(al.lift(lambda x: x + x), "b 4", path)
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
-    exported(al.lift(lambda x: x + x), "b 4", path, verify=False)
+    exported(al.lift(lambda x: x + x), "b 4", path, check=False)
     exported(al.lift(lambda x: x + x), "b 4", path, tolerance=1e-2)
 
 
 def test_a_file_replaces_the_one_before(tmp_path):
     path = tmp_path / "below" / "model.onnx"
-    exported(al.dense(2), "b 4", path, verify=False)
-    exported(al.dense(3), "b 4", path, verify=False)
+    exported(al.dense(2), "b 4", path, check=False)
+    exported(al.dense(3), "b 4", path, check=False)
     assert weights(path)["kernel"].shape == (4, 3)
 
 
 def test_the_file_runs_without_jax(tmp_path):
     model = al.dense(3) >> jax.nn.relu
     path = tmp_path / "model.onnx"
-    params, state = exported(model, "b 4", path, verify=False)
+    params, state = exported(model, "b 4", path, check=False)
     code = (
         "import sys, numpy, onnxruntime\n"
         f"session = onnxruntime.InferenceSession({str(path)!r})\n"
@@ -558,7 +558,7 @@ def test_sizes_for_which_no_constraint_holds(tmp_path):
     found = message(al.dense(2), spec, tmp_path / "model.onnx")
     assert found == (
         "ValueError: export_onnx: found no sizes below 100 for which b>=500. "
-        "Pass verify=False."
+        "Pass check=False."
     )
 
 

@@ -623,7 +623,7 @@ def test_a_primitive_is_what_jax_computes(name, function, specs, how, tmp_path):
     model = al.lift(lambda xs: function(*xs))
     spec = tuple(al.spec(*each) for each in specs)
     path = tmp_path / "model.onnx"
-    al.export_onnx(model, {}, {}, spec, path, verify=False)
+    al.export_onnx(model, {}, {}, spec, path, check=False)
     run, jitted = runner(path), jax.jit(function)
     assert name in primitives(jax.make_jaxpr(function)(*as_spec(spec)).jaxpr)
     for seed, sizes in enumerate(SIZES):

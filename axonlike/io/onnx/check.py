@@ -92,7 +92,7 @@ def _choices(specs: Sequence[Any], facts: Sequence[str]) -> Iterator[dict[str, i
     if not found:
         raise ValueError(
             f"export_onnx: found no sizes below {_MOST_TRIED} for which "
-            f"{', '.join(facts)}. Pass verify=False."
+            f"{', '.join(facts)}. Pass check=False."
         )
     yield from found[: 2 if names else 1]
 
@@ -126,14 +126,14 @@ def _check(
     if ours.shape != theirs.shape or stored(ours.dtype) != theirs.dtype:
         raise ValueError(
             f"export_onnx: {name}: expected {ours.dtype}{list(ours.shape)}, onnxruntime "
-            f"made {theirs.dtype}{list(theirs.shape)}{at}. Pass verify=False to look at "
+            f"made {theirs.dtype}{list(theirs.shape)}{at}. Pass check=False to look at "
             "the file."
         )
     allowed, found = _allowed(ours.dtype, tolerance), difference(ours, theirs)
     if not found <= allowed:
         raise ValueError(
             f"export_onnx: {name}: onnxruntime differs by {found:.1e}, expected at most "
-            f"{allowed:.1e}{at}. Pass tolerance=, or verify=False to look at the file."
+            f"{allowed:.1e}{at}. Pass tolerance=, or check=False to look at the file."
         )
 
 

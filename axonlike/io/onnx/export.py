@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.nodes import Marks
 from axonlike.io.onnx.write import is_large, moved_to, write_to
+from axonlike.io.weights import FilePath
 from axonlike.layer import Layer
 from axonlike.paths import join
 from axonlike.spec import Spec, as_spec, is_spec
@@ -31,14 +31,14 @@ def export_onnx(
     params: Params,
     state: State,
     spec: PyTree,
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     options: Mapping[str, Any] = MappingProxyType({}),
     opset: int = 23,
     external_data: bool | None = None,
-    verify: bool | None = None,
+    check: bool | None = None,
     tolerance: float | None = None,
-) -> None:
+) -> Path:
     """Writes a model's inference as an ONNX file, which runs without JAX.
 
     Named sizes stay open: they are the file's symbolic dimensions. Weights and statistics
@@ -61,9 +61,12 @@ def export_onnx(
             on, and several before.
         external_data: whether the arrays stand in a file beside, `model.onnx.data`, of
             which a runtime can map parts; None: if they are too many for one file, 2 GB.
-        verify: whether to compare with onnxruntime; None: if it is installed.
+        check: whether to compare with onnxruntime; None: if it is installed.
         tolerance: how far outputs may differ, as a fraction of the largest number where
             that is above 1; None: 64 steps of the output's dtype, 7.6e-6 in float32.
+
+    Returns:
+        The path of the file.
 
     Shapes:
         Those of the spec; one file takes all sizes that it allows.
@@ -82,7 +85,7 @@ def export_onnx(
         >>> params, state = model.init(jax.random.key(0), al.spec("b 4"))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "model.onnx")
-        ...     al.export_onnx(model, params, state, al.spec("b 4"), path)
+        ...     path = al.export_onnx(model, params, state, al.spec("b 4"), path)
         ...     path.stat().st_size < 2000
         True
 
@@ -104,12 +107,14 @@ def export_onnx(
     values = Converter(marks).run(g, program, [*weights, *inputs])
     outputs = _outputs(g, names, jax.tree.leaves(made), values)
     beside = is_large(g) if external_data is None else external_data
-    with moved_to(Path(path), beside=beside) as draft:
+    target = Path(path)
+    with moved_to(target, beside=beside) as draft:
         write_to(draft, g, infos, outputs, beside=beside)
         check_file(draft)
-        if is_runnable() if verify is None else verify:
+        if is_runnable() if check is None else check:
             case = Case(_function(model, options), (params, state), specs, _facts(spec))
             compare(draft, _names("input", specs), case, tolerance)
+    return target
 
 
 def _function(model: Layer, options: Mapping[str, Any]) -> Callable[..., Any]:
