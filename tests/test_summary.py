@@ -179,7 +179,7 @@ def test_of_a_choice_the_most_expensive_layer_counts():
     model = al.switch(lambda x: 0, al.dense(8), al.dense(8) >> al.dense(8))
     table = al.summary(model, al.spec("2 8"))
     assert table.total("flops") == 2 * (2 * 2 * 8 * 8 + 16)
-    assert "note         of each choice the most expensive layer counts." in str(table)
+    assert "note         of each choice the most expensive" in table.text(100)
 
 
 def test_dropout_costs_in_training_only():
@@ -396,7 +396,9 @@ def test_named_dims_stay_named():
         "float32[batch, 2]",
     ]
     assert table.rows[1]["spec"].dtype == jnp.float32
-    assert "note         flops and bytes of layers are for batch = 1." in str(table)
+    assert "note         flops and bytes of layers are for batch = 1." in table.text(
+        100
+    )
 
 
 def test_costs_are_for_the_sizes_that_are_given():
@@ -425,9 +427,7 @@ def test_a_model_without_a_derivative_has_its_other_costs():
 
     table = al.summary(al.dense(3) >> called_back, al.spec("2 3"))
     assert table.total("flops") == 2 * (2 * 9 + 3)
-    assert "note         Nothing is known of what is kept: Pure callbacks do" in str(
-        table
-    )
+    assert "Nothing is known of what is kept: Pure callbacks do" in table.text(200)
     with pytest.raises(al.PathError, match="Nothing is known of what is kept"):
         table.total("kept")
 
