@@ -29,11 +29,19 @@ def test_the_demo_trains_exports_and_draws(digits, tmp_path, capsys):
 
     accuracy = digits.main(steps=3, output=tmp_path)
     assert 0 <= accuracy <= 1
-    assert f"held-out accuracy {accuracy:.2%}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"held-out accuracy {accuracy:.2%}" in said
     assert load_file(tmp_path / "digits.safetensors")["logits/kernel"].shape == (
         256,
         10,
     )
+    x = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    names = {"Path": Path, "jax": jax, "x": x}
+    names |= {"onnxruntime": pytest.importorskip("onnxruntime")}
+    lines = [line.partition(": ")[2] for line in said.splitlines() if "  with " in line]
+    alone, onnx = (eval(line, names) for line in lines)  # as the demo says
+    assert alone.shape == (3, 10)
+    np.testing.assert_allclose(onnx[0], alone, rtol=1e-5, atol=1e-5)
     for picture in ("curves.png", "digits.png"):
         assert (tmp_path / picture).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -121,10 +129,18 @@ def learn_characters(characters, folder, steps):
     )
 
 
+def one_step_was_compiled(ledger):
+    """Whether the training step was compiled once, whatever else was."""
+    names = [e.function for e in ledger.events if e.stage == "compile"]
+    return names.count("_step") == 1
+
+
 def test_characters_are_learned_and_counted(recipe, tmp_path, capsys):
     pytest.importorskip("orbax.checkpoint")
     characters = recipe("characters")
-    learned, counted = learn_characters(characters, tmp_path, 10)
+    with al.ledger() as ledger:
+        learned, counted = learn_characters(characters, tmp_path, 10)
+    assert one_step_was_compiled(ledger)
     out = capsys.readouterr().out
     assert f"held-out loss of the model: {learned:.4f} nats" in out
     assert f"counting with three characters: {counted:.4f} nats" in out
@@ -159,7 +175,9 @@ def test_recurrences_race(recipe, capsys, monkeypatch):
     pytest.importorskip("sklearn")
     recurrent = recipe("recurrent")
     monkeypatch.setattr(recurrent, "KINDS", {"gru": al.gru})
-    accuracies = recurrent.main(epochs=1)
+    with al.ledger() as ledger:
+        accuracies = recurrent.main(epochs=2)
+    assert one_step_was_compiled(ledger)
     assert list(accuracies) == ["gru"]
     assert f"held-out accuracy {accuracies['gru']:.2%}" in capsys.readouterr().out
 
@@ -168,7 +186,9 @@ def test_an_autoencoder_draws(recipe, tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
     vae = recipe("vae")
-    assert vae.main(epochs=1, output=tmp_path) < 64 * np.log(2)
+    with al.ledger() as ledger:
+        assert vae.main(epochs=2, output=tmp_path) < 64 * np.log(2)
+    assert one_step_was_compiled(ledger)
     assert (tmp_path / "vae.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

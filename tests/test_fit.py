@@ -306,6 +306,18 @@ def test_grain_feeds_it():
     assert r.history["loss"][:4].sum() == sum(range(8))
 
 
+def test_pytorch_feeds_it():
+    torch = pytest.importorskip("torch")
+    step, ts = regression()
+    pairs = torch.utils.data.TensorDataset(torch.tensor(X), torch.tensor(Y))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=10)
+    r = al.fit(step, ts, loader, epochs=2)
+    reference, ts = regression()
+    again = al.fit(reference, ts, al.batches((X, Y), 10), epochs=2)
+    same = jax.tree.map(np.array_equal, r.state.params, again.state.params)
+    assert jax.tree.all(same)
+
+
 # --- numbers
 
 

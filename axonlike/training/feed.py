@@ -83,7 +83,7 @@ def own(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         named = cast("Mapping[str, Any]", batch).items()
         return {name: own(item) for name, item in named}
-    return np.array(batch) if hasattr(batch, "__array__") else batch
+    return np.asarray(batch).copy() if hasattr(batch, "__array__") else batch
 
 
 def _as_it_is(batch: Any) -> Any:
