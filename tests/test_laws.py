@@ -144,7 +144,10 @@ TABLE = {
         (al.group_norm(2), "b 3 4", {}),
         (al.group_norm(group_size=2), ("b t 4", al.spec("b t", bool)), {}),
     ],
-    "gru": [(al.gru(3), "b t 2", {})],
+    "gru": [
+        (al.gru(3), "b t 2", {}),
+        (al.gru(3, use_recurrent_bias=True), "b t 2", {}),
+    ],
     "gru_cell": [
         (al.gru_cell(3), ("b 3", "b 2"), {}),
         (al.gru_cell(3, reset_after=False), ("b 3", "b 2"), {}),
@@ -164,7 +167,11 @@ TABLE = {
     "lift": [(al.lift(jax.nn.gelu), "b 4", {}), (al.lift(two), ("b 4", "b 4"), {})],
     "low_rank": [(al.low_rank(5, 2), "b 4", {})],
     "lp_pool": [(al.lp_pool(2, 1, norm=3), "b 4 4 2", {})],
-    "lstm": [(al.lstm(3), "b t 2", {}), (al.lstm(3, reverse=True), "b t 2", {})],
+    "lstm": [
+        (al.lstm(3), "b t 2", {}),
+        (al.lstm(3, reverse=True), "b t 2", {}),
+        (al.lstm(3, use_recurrent_bias=True), "b t 2", {}),
+    ],
     "lstm_cell": [
         (al.lstm_cell(3), (("b 3", "b 3"), "b 2"), {}),
         (al.lstm_cell(3, peephole=True), (("b 3", "b 3"), "b 2"), {}),

@@ -402,6 +402,36 @@ def test_a_tie_inside_of_a_repeat_is_one_for_each_copy():
     assert jnp.array_equal(around.predict(params, state, x), y)
 
 
+@al.layer
+def tied_language_model(vocab):
+    model = al.serial(emb=al.embedding(vocab, 4), head=al.dense(vocab, use_bias=False))
+    return al.tie(model, {"head/kernel": "emb/embedding"}, transpose=True)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_composite_that_is_a_tie_is_tied(stacked):
+    one = tied_language_model(5)
+    params, state = one.init(KEY, al.spec("b t", int))
+    assert list(params) == ["emb"]
+    assert [path for path, _ in al.paths(params, one)] == [
+        "emb/embedding",
+        "head/kernel",
+    ]
+    ids = np.array([[1, 2]])
+    y = one.predict(params, state, ids)
+    np.testing.assert_allclose(
+        y, params["emb"]["embedding"][ids] @ params["emb"]["embedding"].T, rtol=1e-6
+    )
+    inner = al.repeat(al.serial(lm=one, back=argmax), 2, stacked=stacked)
+    params, _ = inner.init(KEY, al.spec("b t", int))
+    step = "*" if stacked else "0"
+    assert list(params[step]["lm"]) == ["emb"]
+
+
+def argmax(x):
+    return jnp.argmax(x, -1).astype(jnp.int32)
+
+
 def test_tie_is_a_value():
     model = tied()
     assert model == tied()

@@ -143,6 +143,19 @@ def test_frozen_weights_do_not_move_in_100_steps_of_adamw(stacked):
     assert moved["head"]["kernel"]
 
 
+@al.layer
+def frozen_body(features):
+    return al.frozen(al.serial(body=al.dense(features)))
+
+
+def test_a_composite_that_is_frozen_is_not_trainable():
+    model = al.serial(backbone=frozen_body(3), head=al.dense(2))
+    params, _ = model.init(jax.random.key(0), (None, 4))
+    mask = al.trainable(model, params)
+    assert mask["backbone"]["body"] == {"kernel": False, "bias": False}
+    assert mask["head"] == {"kernel": True, "bias": True}
+
+
 def test_a_tied_array_is_trainable_while_one_of_its_uses_is():
     tied = al.tie(
         al.serial(emb=al.embedding(11, 4), head=al.dense(11, use_bias=False)),
