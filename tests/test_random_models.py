@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import axonlike as al
@@ -90,6 +90,21 @@ def run(model, params, state, **how):
     if next(runs) % 500 == 0:  # each compiled function holds memory maps, which run out
         jax.clear_caches()
     return model.apply(params, state, X, **how)
+
+
+# --- 0: a table of any model adds up
+
+
+@settings(max_examples=25)
+@given(models())
+def test_the_rows_of_a_table_add_up(model):
+    params, state = jax.eval_shape(lambda: model.init(KEY, SPEC))
+    table = al.summary(model, SPEC)
+    assert table.total("params") == al.count(params)
+    assert table.total("state") == al.count(state)
+    for what in ("params", "flops", "activations", "kept"):
+        assert sum(row[what] for row in table.rows) == table.total(what)
+    assert al.explain(model, SPEC).startswith("  in the model: ")
 
 
 # --- 1: a pipe is one pipe, however it was put together

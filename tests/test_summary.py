@@ -71,7 +71,7 @@ def test_the_text_of_a_model_and_its_table_stays(name, request):
     """All but what is kept, in which versions of JAX differ."""
     model, _ = MODELS[name]()
     table = table_of(name, optimizer=optax.adam(1e-3), columns=STABLE)
-    lines = table.text(120).splitlines()
+    lines = table.text(140).splitlines()
     text = "\n".join(line for line in lines if not line.startswith("kept "))
     record = request.config.getoption("--record")
     goldens.check(f"summary/{name}.txt", f"{model}\n\n{text}", record=record)
@@ -210,6 +210,17 @@ def test_flops_of_convolutions_are_those_that_xla_counts():
     params, state = jax.eval_shape(lambda key: model.init(key, x), KEY)
     wanted = flops_by_xla(model, params, state, x)
     assert al.summary(model, x).total("flops") == pytest.approx(wanted, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "products"),
+    [("resnet", 25_557_032, 4.09e9), ("vit", 86_567_656, 17.56e9)],
+)
+def test_models_cost_what_is_published(name, params, products):
+    """ResNet-50 and ViT-B/16, as torchvision's page of models has them."""
+    table = al.summary(getattr(al.models, name)(), al.spec("b 224 224 3"))
+    assert table.total("params") == params
+    assert table.total("flops") == pytest.approx(2 * products, rel=0.01)
 
 
 _BYTES = {"bool": 1, "i8": 1, "u8": 1, "bf16": 2, "f32": 4, "i32": 4, "u32": 4}
@@ -526,6 +537,16 @@ def test_the_text_fits_the_terminal(name):
     table = table_of(name)
     for width in (80, 100, 160):
         assert max(map(len, table.text(width).splitlines())) <= width
+
+
+def test_indents_stay_where_names_are_wrapped():
+    inner = al.serial(
+        **{"a_long_name_of_an_inner_layer": al.dense(2), "b": al.dense(2)}
+    )
+    columns = ["path", "output", "params", "flops", "kept"]
+    table = al.summary(al.serial(f=inner), al.spec("b 2"), columns=columns)
+    lines = [line[:14].rstrip() for line in table.text(50, totals=False).splitlines()]
+    assert lines[2:] == ["f", "  a_long_name_", "    of_an_inne", "    r_layer", "  b"]
 
 
 def test_the_width_is_that_of_the_terminal(monkeypatch):

@@ -156,15 +156,16 @@ def _least_width(entries: Sequence[Entry], keys: Sequence[str]) -> int:
 
 
 def _fitted(entries: Sequence[Entry], keys: Sequence[str], width: int) -> list[int]:
-    """Widths at which the widest columns of words are wrapped, where they have to be."""
+    """Widths at which columns of words are wrapped; those of names only if need be."""
     widths = _widths(entries, keys)
-    words = [i for i, key in enumerate(keys) if not COLUMNS[key].right]
-    least = [_WRAPPED.get(key, 14) for key in keys]
-    while sum(widths) + 2 * len(keys) - 2 > width:
-        over = [i for i in words if widths[i] > least[i]]
-        if not over:
-            break
-        widths[max(over, key=lambda i: widths[i] - least[i])] -= 1
+    wraps = [_WRAPPED.get(key, n) for key, n in zip(keys, widths, strict=True)]
+    words = [n if COLUMNS[k].right else 14 for k, n in zip(keys, widths, strict=True)]
+    for least in (wraps, words):
+        while sum(widths) + 2 * len(keys) - 2 > width:
+            over = [n - m for n, m in zip(widths, least, strict=True)]
+            if max(over) <= 0:
+                break
+            widths[over.index(max(over))] -= 1
     return widths
 
 
@@ -189,7 +190,10 @@ def wrapped(text: str, width: int, indent: int) -> list[str]:
     """A text in lines of at most so many characters, those after the first indented."""
     if len(text) <= width:
         return [text]
-    return textwrap.wrap(text, width, subsequent_indent=" " * indent) or [""]
+    first, rest = text[: len(text) - len(text.lstrip())], " " * indent
+    return textwrap.wrap(
+        text.strip(), width, initial_indent=first, subsequent_indent=rest
+    )
 
 
 def _line(parts: Sequence[str], right: Sequence[bool], widths: Sequence[int]) -> str:
