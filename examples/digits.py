@@ -5,6 +5,7 @@ The model is one pipe; the training loop is plain JAX and optax. Run it with
     python3 run.py demo
 
 and look at what it leaves in examples/output/: the weights as a safetensors file, the
+whole model as files that run without axonlike (StableHLO) and without JAX (ONNX), the
 curves of the training, and the digits that the model found hard.
 """
 
@@ -25,7 +26,6 @@ import pictures
 import rich
 from rich import progress
 from rich.table import Table
-from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -171,19 +171,16 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def by_path(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree under their paths, `conv_1/kernel`."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
-    return {name(path): leaf for path, leaf in leaves}
+RUN = """to run the model, for any number of images x, (n, 8, 8, 1) from 0 to 1:
+  with JAX alone:   jax.export.deserialize(bytearray(Path("{0}").read_bytes())).call(x)
+  with onnxruntime: onnxruntime.InferenceSession("{1}").run(None, {{"input": x}})"""
 
 
-def load(file: Path, like: Any) -> Any:
-    """Reads a safetensors file into the structure of a tree."""
-    arrays = load_file(file)
-    return jax.tree.unflatten(
-        jax.tree.structure(like), [arrays[p] for p in by_path(like)]
-    )
+def export(model: al.Layer, params: Any, state: Any, output: Path) -> None:
+    """Writes the files that need no axonlike, and says how to run them."""
+    for write, name in ((al.export, "stablehlo"), (al.export_onnx, "onnx")):
+        write(model, params, state, INPUT, output / f"digits.{name}")
+    print(RUN.format(*(output / f"digits.{name}" for name in ("stablehlo", "onnx"))))
 
 
 def main(steps: int | None = None, seed: int = 0, output: Path = OUTPUT) -> float:
@@ -200,9 +197,8 @@ def main(steps: int | None = None, seed: int = 0, output: Path = OUTPUT) -> floa
     predict = jax.jit(model.predict)
     logits = predict(params, state, held.x)
     file = output / "digits.safetensors"
-    arrays = by_path(params) | by_path(state)  # kernel and bias; mean and var
-    save_file({path: np.asarray(array) for path, array in arrays.items()}, file)
-    again = predict(load(file, params), load(file, state), held.x)
+    al.save(file, params, state)
+    again = predict(*al.load(file, model, INPUT), held.x)
     if not np.array_equal(logits, again):
         raise RuntimeError("the weights that were read back predict something else")
 
@@ -213,6 +209,7 @@ def main(steps: int | None = None, seed: int = 0, output: Path = OUTPUT) -> floa
     accuracy = right / len(held.labels)
     print(f"held-out accuracy {accuracy:.2%} ({right} of {len(held.labels)})")
     print("weights written and read back: the predictions are identical")
+    export(model, params, state, output)
     print(f"pictures and weights: {os.path.relpath(output)}")
     print(f"{time.perf_counter() - start:.1f} seconds")
     return accuracy
