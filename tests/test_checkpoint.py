@@ -244,6 +244,28 @@ def test_training_that_is_over_does_nothing_more(tmp_path, straight):
     assert equal(training.train(tmp_path, 24), straight)
 
 
+def test_training_that_went_further_than_is_asked_for_does_nothing(tmp_path):
+    training.train(tmp_path, 9)
+    assert int(training.train(tmp_path, 6)["step"]) == 9
+
+
+def test_other_metrics_than_before_are_told(tmp_path):
+    def step(state, batch):
+        return state, {"loss": 1.0}
+
+    saving = al.callbacks.checkpoint(tmp_path / "checkpoints", every=1)
+    training.train(tmp_path, 2)
+    ts = training.make_step().start(
+        *training.make_step().model.init(jax.random.key(0), al.spec("b 4")),
+        key=jax.random.key(1),
+    )
+    with pytest.raises(al.PathError, match="Resume with the metrics that there were"):
+        al.fit(
+            step, ts, [1.0], epochs=2, callbacks=[saving],
+            resume=tmp_path / "checkpoints",
+        )  # fmt: skip
+
+
 def grain_feed(x, y):
     grain = pytest.importorskip("grain")
     pairs = [(x[i], y[i]) for i in range(len(x))]

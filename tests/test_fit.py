@@ -48,9 +48,7 @@ class Recorder:
         def note(event):
             return lambda loop: self.seen.append((event, loop.step))
 
-        from axonlike.training.events import Handlers
-
-        return Handlers({event: note(event) for event in EVENTS})
+        return al.callbacks.Handlers({event: note(event) for event in EVENTS})
 
     def counts(self):
         names = [event for event, _ in self.seen]
@@ -584,6 +582,12 @@ def test_what_is_wrong_with_the_rest_is_told():
     assert str(caught.value) == (
         "fit: expected data to be an iterable of batches, got int. "
         "Pass al.batches(arrays, batch_size), a list, or a loader."
+    )
+    with pytest.raises(TypeError) as caught:
+        al.fit(count, 0, [1.0], epochs=1, callbacks=al.callbacks.time_limit(9))
+    assert str(caught.value) == (
+        "fit: expected a list of callbacks, got time_limit alone. "
+        "Write callbacks=[...]."
     )
     with pytest.raises(TypeError) as caught:
         al.fit(lambda s, b: (s, b), 0, [1.0], epochs=1)

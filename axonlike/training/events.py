@@ -29,13 +29,31 @@ Handler = Callable[[Any], object]
 
 @dataclass(frozen=True)
 class Handlers:
-    """What a callback does in one run.
+    """What a callback does in one run: what it returns when the run begins.
 
     Args:
-        events: `{event: handler}`.
+        events: `{event: handler}`; a handler takes the loop, as for `al.when`.
         get_state: what a checkpoint keeps of it: a dict of arrays, numbers, strings and
             None, nested as it likes.
         set_state: takes that again when a run is resumed, before `started`.
+
+    Shapes:
+        No arrays.
+
+    Example:
+        >>> import axonlike as al
+        >>> def counting(loop):
+        ...     count = {"epochs": 0}
+        ...     def epoch_completed(loop):
+        ...         count["epochs"] += 1
+        ...         if count["epochs"] == 2:
+        ...             loop.halt("two epochs are enough")
+        ...     events = {"epoch_completed": epoch_completed}
+        ...     return al.callbacks.Handlers(events, lambda: count, count.update)
+        >>> def step(state, batch):
+        ...     return state + 1, {}
+        >>> al.fit(step, 0, [None], epochs=9, callbacks=[counting]).state
+        2
     """
 
     events: Mapping[str, Handler]
@@ -169,6 +187,11 @@ def _through(gate: Gate, function: Handler, loop: Any) -> None:
 
 def bound(callbacks: Sequence[Callback], loop: Any) -> dict[str, Handlers]:
     """What every callback does in a run, by a name under which it is saved."""
+    if callable(callbacks):
+        raise TypeError(
+            f"fit: expected a list of callbacks, got {_name(callbacks)} alone. "
+            "Write callbacks=[...]."
+        )
     found: dict[str, Handlers] = {}
     for callback in callbacks:
         made = callback(loop) if callable(callback) else None

@@ -284,11 +284,9 @@ class Loop:
         self._fire("failed")
 
     def _ended(self) -> bool:
-        return (
-            self.halted is not None
-            or self.step == self.total
-            or self.epoch == self.epochs
-        )
+        steps_done = self.total is not None and self.step >= self.total
+        epochs_done = self.epochs is not None and self.epoch >= self.epochs
+        return self.halted is not None or steps_done or epochs_done
 
     def _fire(self, event: str) -> None:
         self.counts[event] += 1

@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from axonlike.errors import PathError
 from axonlike.training.logs import number
 from axonlike.training.metric import Metric
 
@@ -57,6 +58,9 @@ class Merged:
     def set_state(self, states: Mapping[str, Any]) -> None:
         """Takes them again."""
         for name, state in states.items():
+            if name not in self._metrics:
+                hint = "Resume with the metrics that there were."
+                raise PathError("fit", name, self._metrics, hint)
             arrays = jax.tree.map(_array, state)
             if self._metrics[name].grows:
                 self._parts[name] = [arrays]
