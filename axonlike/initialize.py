@@ -436,11 +436,12 @@ class Recorder:
             return self._replay(frame, *self._memo[where])
         start, seen, made = len(self._log), len(self._seen), len(self._made)
         y = frame.layer.run(frame, args, kwargs, method)
-        self._make(path, jax.tree.map(_known, y))
+        self._make(frame.site, jax.tree.map(_known, y))
         if where is not None and _plain(y):
             leaves = [_below(leaf, frame) for leaf in self._log[start:]]
             paths = [p[len(path) :].lstrip("/") for p in self._seen[seen:]]
-            specs = [(p[len(path) :].lstrip("/"), s) for p, s in self._made[made:]]
+            at = len(frame.site)
+            specs = [(site[at:], spec) for site, spec in self._made[made:]]
             self._memo[where] = (leaves, paths, specs, jax.tree.map(_struct, y))
         return y
 
@@ -548,9 +549,11 @@ class Recorder:
             raise PathError("tie", path, known)
         return leaf, name
 
-    def _make(self, path: str, spec: PyTree) -> None:
-        self._made.append((path, spec))
-        self.outputs[path] = spec
+    def _make(self, site: str, spec: PyTree) -> None:
+        """Notes an output: of several uses the first, of several layers the outermost."""
+        self._made.append((site, spec))
+        if "#" not in site or param_path(site) not in self.outputs:
+            self.outputs[param_path(site)] = spec
 
     def _reach(self, path: str) -> None:
         self._seen.append(path)
@@ -576,8 +579,9 @@ class Recorder:
         site, keypath = param_path(frame.site), param_path(frame.keypath)
         for path in paths:
             self._reach(f"{site}/{path}".strip("/"))
-        for path, spec in made:
-            self._make(f"{site}/{path}".strip("/"), spec)
+        for rest, spec in made:
+            between = "/" if frame.site and rest and rest[0] not in "/#" else ""
+            self._make(f"{frame.site}{between}{rest}".removeprefix("/"), spec)
         for leaf in leaves:
             self._add(
                 leaf._replace(
