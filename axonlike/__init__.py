@@ -107,6 +107,7 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike import models, testing
     from axonlike.adapters import adapter, lora, merge_lora
     from axonlike.inspect.explain import explain
+    from axonlike.inspect.diagram import diagram
     from axonlike.inspect.ledger import ledger, max_compiles
     from axonlike.inspect.nonfinite import locate_nonfinite, nonfinite_guard
     from axonlike.inspect.summary import summary
@@ -304,6 +305,7 @@ __all__ = [
     "when",
     "with_learning_rate",
     # models looked at, and what went wrong
+    "diagram",
     "explain",
     "ledger",
     "locate_nonfinite",
@@ -334,6 +336,7 @@ __all__ = [
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
     "inspect.explain": ("explain",),
+    "inspect.diagram": ("diagram",),
     "inspect.ledger": ("ledger", "max_compiles"),
     "inspect.nonfinite": ("locate_nonfinite", "nonfinite_guard"),
     "inspect.summary": ("summary",),

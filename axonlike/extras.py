@@ -7,6 +7,7 @@ from types import ModuleType
 
 # What to install for what: the extras of pyproject.toml, by the library's import name.
 EXTRAS = {
+    "cairosvg": "diagram",
     "flatbuffers": "export",
     "grain": "data",
     "matplotlib": "plot",

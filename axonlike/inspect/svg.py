@@ -1,0 +1,109 @@
+"""A graph as SVG: text alone, no program is needed to draw it."""
+
+from __future__ import annotations
+
+from xml.sax.saxutils import escape, quoteattr
+
+from axonlike.inspect.boxes import Cluster, Graph, Node
+from axonlike.inspect.layout import (
+    Layout,
+    Line,
+    Rect,
+    label_of,
+    layout,
+    title_of,
+)
+
+_FONT = "ui-sans-serif, system-ui, Helvetica, Arial, sans-serif"
+_STYLE = f"""
+text {{ font: 12px {_FONT}; fill: #1b2638; }}
+.detail, .shape {{ font-size: 10.5px; }}
+.paper {{ fill: #ffffff; }}
+.detail, .shape, .title {{ fill: #536072; }}
+.layer {{ fill: #eaf1fb; stroke: #5b7db1; }}
+.input, .output {{ fill: #e6f4ea; stroke: #4c9a66; }}
+.merge {{ fill: #fdf1d3; stroke: #b98900; }}
+.cluster {{ fill: #7f8c9b; fill-opacity: 0.08; stroke: #9aa4b2; stroke-dasharray: 4 3; }}
+.line {{ fill: none; stroke: #6b7785; stroke-width: 1.2; }}
+.head {{ fill: #6b7785; }}
+@media (prefers-color-scheme: dark) {{
+text {{ fill: #e6edf5; }}
+.paper {{ fill: #12171e; }}
+.detail, .shape, .title {{ fill: #a9b6c6; }}
+.layer {{ fill: #1e2c42; stroke: #7299d3; }}
+.input, .output {{ fill: #17301f; stroke: #5fb57c; }}
+.merge {{ fill: #3a2f10; stroke: #d9a520; }}
+.line {{ stroke: #93a1b1; }}
+.head {{ fill: #93a1b1; }}
+}}
+"""
+
+
+def svg(graph: Graph) -> str:
+    """The picture of a graph."""
+    where = layout(graph)
+    size = f"{where.width:.0f}", f"{where.height:.0f}"
+    clusters = [_cluster(c, where.clusters[c.id]) for c in graph.clusters()]
+    lines = [_line(line) for line in where.lines]
+    nodes = [_node(graph, node, where) for node in graph.nodes()]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" '
+        f'height="{size[1]}" viewBox="0 0 {size[0]} {size[1]}">',
+        f"<style>{_STYLE}</style>",
+        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path class="head" d="M0 0.5 L8 4 L0 7.5 z"/>'
+        "</marker></defs>",
+        f'<rect class="paper" width="{size[0]}" height="{size[1]}"/>',
+    ]
+    return "\n".join([*parts, *clusters, *lines, *nodes, "</svg>"])
+
+
+def _cluster(cluster: Cluster, rect: Rect) -> str:
+    title = escape(title_of(cluster))
+    return (
+        f'<g id="{cluster.id}"><title>{escape(cluster.path)}</title>'
+        f"{_rect('cluster', rect, 8)}"
+        f'<text class="title" x="{rect.x + 10:.1f}" y="{rect.y + 16:.1f}">{title}</text>'
+        "</g>"
+    )
+
+
+def _line(line: Line) -> str:
+    """A piece of an arrow: it leaves and arrives upright."""
+    (x0, first), (_, y0), (x1, y1), (_, last) = line.points
+    middle = (y0 + y1) / 2
+    curve = f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}"
+    path = f"M{x0:.1f} {first:.1f} V{y0:.1f} {curve} V{last:.1f}"
+    head = ' marker-end="url(#head)"' if line.ends else ""
+    return f'<path class="line" d="{path}"{head}/>'
+
+
+def _node(graph: Graph, node: Node, where: Layout) -> str:
+    rect = where.nodes[node.id]
+    x, y = rect.x + rect.width / 2, rect.y + rect.height / 2
+    rows = [f'<text x="{x:.1f}" y="{y + (-3 if node.detail else 4):.1f}" '
+            f'text-anchor="middle">{escape(title_of(node))}</text>']  # fmt: skip
+    if node.detail:
+        rows.append(
+            f'<text class="detail" x="{x:.1f}" y="{y + 12:.1f}" '
+            f'text-anchor="middle">{escape(node.detail)}</text>'
+        )
+    label = label_of(graph, node)
+    if label:
+        rows.append(
+            f'<text class="shape" x="{x + 7:.1f}" y="{rect.y + rect.height + 14:.1f}">'
+            f"{escape(label)}</text>"
+        )
+    round_ = 13 if node.role != "layer" else 5
+    return (
+        f'<g id="{node.id}" data-path={quoteattr(node.path)}>'
+        f"<title>{escape(node.path)}</title>{_rect(node.role, rect, round_)}"
+        f"{''.join(rows)}</g>"
+    )
+
+
+def _rect(kind: str, rect: Rect, radius: float) -> str:
+    return (
+        f'<rect class="{kind}" x="{rect.x:.1f}" y="{rect.y:.1f}" '
+        f'width="{rect.width:.1f}" height="{rect.height:.1f}" rx="{radius}"/>'
+    )
