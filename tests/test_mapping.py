@@ -540,6 +540,20 @@ def test_the_file_of_a_model_in_bfloat16_is_in_bfloat16():
     assert params["body"]["kernel"].dtype == jnp.bfloat16
 
 
+def test_a_dtype_that_safetensors_do_not_have_is_told(tmp_path):
+    params, state = NAMES.load(tensors(), two_layers(), X)
+    params["head"]["bias"] = params["head"]["bias"].astype(jnp.float8_e4m3b11fnuz)
+    message = (
+        "mapping: save: 'fc2.bias' is float8_e4m3b11fnuz, which safetensors files do not "
+        "hold. Convert it."
+    )
+    refused(message, NAMES.save, tmp_path, two_layers(), params, state)
+    params["head"]["bias"] = params["head"]["bias"].astype(jnp.float8_e4m3fn)
+    NAMES.save(tmp_path, two_layers(), params, state)
+    found, _ = NAMES.load(tmp_path, two_layers(), X, dtype="file")
+    assert found["head"]["bias"].dtype == jnp.float8_e4m3fn
+
+
 # --- files
 
 

@@ -100,6 +100,15 @@ def test_greedy_text_of_64_steps_is_that_of_transformers(name, folder):
     assert len(np.unique(theirs)) > 8  # not one token over and over
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_checkpoint_becomes_a_whole_model_of_ours(name, folder, tmp_path):
+    model, params, state = al.models.pretrained(folder(name), spec=spec_of(name))
+    al.save_model(tmp_path / "model", model, params, state)
+    again, theirs, _ = al.load_model(tmp_path / "model")
+    assert again == model
+    jax.tree.map(np.testing.assert_array_equal, theirs, params)
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_recurrent_modules_of_pytorch(name, tmp_path):
     kind, options = RECURRENT[name]
@@ -336,7 +345,7 @@ def test_a_config_is_a_dict_a_file_or_a_folder(folder):
         ),
         (
             {"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}},
-            "llama: config: rope_type should be default, linear or llama3, got 'yarn'.",
+            "llama: scaling: rope_type should be default, linear or llama3, got 'yarn'.",
         ),
         (
             {"model_type": "vit", "hidden_act": "quick_gelu"},

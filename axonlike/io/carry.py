@@ -15,6 +15,7 @@ from axonlike.initialize import Recorder, arrays_of
 from axonlike.io.arrays import DTYPES, Array, Entry, Item
 from axonlike.io.differences import Difference, refuse, target
 from axonlike.io.links import AnyLink, Link, Slot
+from axonlike.io.safetensors import NATIVE
 
 _ALIGNED = 64
 Arrays = dict[tuple[int, str], Any]
@@ -139,6 +140,12 @@ def _entry(link: AnyLink, name: str, shape: Any, dtype: Any, get: Any) -> Entry:
 
 
 def _item(name: str, entry: Entry) -> Item:
+    if entry.dtype not in NATIVE:
+        raise ValueError(
+            f"mapping: save: {name!r} is {entry.dtype}, which safetensors files do not "
+            "hold. Convert it."
+        )
+
     def read() -> Array:
         array = entry.read()
         return np.ascontiguousarray(array).reshape(array.shape)

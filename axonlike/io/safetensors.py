@@ -55,11 +55,16 @@ def write(
     with replacing(path) as file:
         file.write(_header(arrays, shared, sums, metadata))
         for item in arrays:
-            data = item.read()
-            sums[item.path] = f"{checksum(data):08x}"
-            file.write(data.reshape(-1).view(np.uint8).data)
+            sums[item.path] = _add(file, item)
         file.seek(0)
         file.write(_header(arrays, shared, sums, metadata))
+
+
+def _add(file: IO[bytes], item: Item) -> str:
+    """Writes one array, which is gone from memory afterwards, and returns its checksum."""
+    data = item.read()
+    file.write(data.reshape(-1).view(np.uint8).data)
+    return f"{checksum(data):08x}"
 
 
 def _header(

@@ -28,7 +28,6 @@ from axonlike.models.blocks import (
     mlp,
     pre_norm,
     refuse,
-    unknown,
 )
 
 _HEAD = {"head/kernel": "embed/embedding"}
@@ -156,7 +155,7 @@ def llama(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     theta: float = 10_000.0,
-    frequencies: Any = None,
+    scaling: Mapping[str, Any] | None = None,
     epsilon: float = 1e-6,
     use_attention_bias: bool = False,
     use_mlp_bias: bool = False,
@@ -177,7 +176,8 @@ def llama(
         num_kv_heads: heads of keys and values; None: as many.
         head_dim: features of a head; None: the width over `num_heads`.
         theta: base of the rotary positions.
-        frequencies: what changes their angles, for longer contexts, as `rotary` takes it.
+        scaling: what becomes of their angles in longer contexts, as configs of
+            transformers say it: `{"rope_type": "linear", "factor": 2.0}`, or "llama3".
         epsilon: of the norms.
         use_attention_bias: whether attention's projections have biases.
         use_mlp_bias: whether the MLP's have.
@@ -193,7 +193,8 @@ def llama(
         output: `(batch, time, vocab_size)`.
 
     Raises:
-        ValueError: a size is not a positive int, or heads do not divide.
+        ValueError: a size is not a positive int, heads do not divide, or there is no
+            such scaling.
 
     Example:
         >>> import axonlike as al
@@ -212,7 +213,7 @@ def llama(
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         causal=True,
-        rotary=rotary(theta, frequencies=frequencies),
+        rotary=rotary(theta, frequencies=_frequencies(scaling or {})),
         dropout_rate=dropout_rate,
         cache_length=cache_length,
         use_bias=use_attention_bias,
@@ -266,7 +267,7 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_kv_heads": config.get("num_key_value_heads"),
         "head_dim": config.get("head_dim"),
         "theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
-        "frequencies": _frequencies(rope),
+        "scaling": rope if _frequencies(rope) is not None else None,
         "epsilon": config.get("rms_norm_eps", 1e-6),
         "use_attention_bias": config.get("attention_bias", False),
         "use_mlp_bias": config.get("mlp_bias", False),
@@ -275,7 +276,7 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frequencies(rope: Mapping[str, Any]) -> Any:
-    """What a config does to the angles of rotary positions."""
+    """The function of the angles of rotary positions that a scaling stands for."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
@@ -289,7 +290,9 @@ def _frequencies(rope: Mapping[str, Any]) -> Any:
             high=rope["high_freq_factor"],
             length=rope["original_max_position_embeddings"],
         )
-    raise unknown("llama", "rope_type", kind, "default, linear or llama3")
+    raise ValueError(
+        f"llama: scaling: rope_type should be default, linear or llama3, got {kind!r}."
+    )
 
 
 def slower(frequencies: Any, *, factor: float) -> Any:
