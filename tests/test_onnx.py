@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 from jax import lax
 from test_laws import TABLE
+from test_random_models import SPEC, models
 from zoo import MODELS
 
 import axonlike as al
@@ -342,6 +344,33 @@ def test_constants_of_a_function_have_a_name_of_their_own(tmp_path):
 
 
 # --- sizes, dtypes, loops
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        al.conv(2, 3, 2),
+        al.max_pool(3, 2, "SAME"),
+        al.avg_pool(3, 2, "SAME"),
+        al.lp_pool(2),
+    ],
+)
+def test_images_of_any_size(layer, tmp_path):
+    path, spec = tmp_path / "layer.onnx", al.spec("b h w 2", float, ("h>=4", "w>=4"))
+    trees = exported(layer, spec, path, check=False)
+    for shape in ((2, 5, 8, 2), (1, 6, 4, 2)):
+        agrees(layer, trees, path, normal(*shape))
+
+
+@settings(max_examples=5 if settings().max_examples <= 100 else 100)
+@given(models())
+def test_random_models_agree(tmp_path_factory, model):
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    trees = exported(model, SPEC, path, check=False)
+    for b in (1, 3):
+        x = normal(b, *SPEC.dims[1:])
+        wanted = model.predict(*trees, x)
+        assert difference(wanted, runner(path)({"input": x})["output"]) <= 1e-5
 
 
 def test_one_file_is_for_all_sizes(tmp_path):

@@ -70,6 +70,21 @@ def doubled(x):
     return lax.while_loop(lambda y: jnp.sum(y) < 40, lambda y: y * 2 + 1, x)
 
 
+def flipped(x):
+    def step(each):
+        return ~each[0], each[1] + 1
+
+    return lax.while_loop(lambda each: each[1] < 2 + jnp.sum(x), step, (x, 0))
+
+
+def nested(x):
+    def step(carry, each):
+        inner = lax.while_loop(lambda y: jnp.sum(y) < 5, lambda y: y * 2 + 1, each)
+        return carry + inner, lax.cond(inner[0] > 2, jnp.sin, jnp.cos, carry)
+
+    return lax.scan(step, x[0], x)
+
+
 def scanned(x, reverse):
     def step(carry, each):
         carry = carry * 0.5 + each
@@ -474,6 +489,7 @@ CASES = {
         case(partial(scanned, reverse=False), "b 5"),
         case(partial(scanned, reverse=True), "b t"),
         case(counted, *ONE),
+        case(nested, *ONE, low=1.0, high=2.0),
         case(partial(looped, n=3), *ONE),
     ],
     "scatter": [
@@ -550,6 +566,14 @@ CASES = {
     "sharding_constraint": [
         case(lambda x: lax.with_sharding_constraint(x, SHARDED) * 2, *ONE)
     ],
+    "shift_left": [
+        case(lambda x: x << 3, *INTS, **WHOLE),
+        case(lambda x: x << 5, ("b 3", BYTE), low=0, high=250),
+    ],
+    "shift_right_arithmetic": [case(lambda x: x >> 2, *INTS, low=-90, high=90)],
+    "shift_right_logical": [
+        case(lax.shift_right_logical, ("b 3", WORD), ("b 3", WORD), low=0, high=9)
+    ],
     "sign": [case(jnp.sign, *ONE), case(jnp.sign, *INTS)],
     "sin": [case(jnp.sin, *ONE)],
     "sinh": [case(jnp.sinh, *ONE)],
@@ -576,12 +600,17 @@ CASES = {
     ],
     "tan": [case(jnp.tan, *ONE, **UNIT)],
     "tanh": [case(jnp.tanh, *ONE)],
+    "tile": [case(lambda x: jnp.tile(x, (1, 3)), *ONE)],
     "top_k": [
         case(lambda x: lax.top_k(x, 2), "b 5"),
         case(lambda x: lax.top_k(x, 2), ("b 5", INT)),
     ],
     "transpose": [case(lambda x: jnp.transpose(x, (2, 0, 1)), "b 3 4")],
-    "while": [case(doubled, *ONE, low=1.0, high=2.0)],
+    "while": [
+        case(doubled, *ONE, low=1.0, high=2.0),
+        case(jax.vmap(doubled), *ONE, low=1.0, high=2.0),
+        case(jax.vmap(flipped), *TRUTHS),
+    ],
     "xor": [
         case(lax.bitwise_xor, *TRUTHS, *TRUTHS),
         case(lax.bitwise_xor, *INTS, *INTS),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from axonlike.io.onnx.graph import Graph, Value, stored
+from axonlike.io.onnx.graph import Graph, Value, is_bool, stored
 from axonlike.io.onnx.shaping import flipped, stacked
 from axonlike.io.onnx.table import rule
 
@@ -178,12 +178,35 @@ def _while(c: Any, g: Graph, eqn: Any, *inputs: Value) -> list[Value]:
     carry = inputs[tested + many :]
     avals = [v.aval for v in eqn.outvars]
     carry = [g.whole(v, aval.shape) for v, aval in zip(carry, avals, strict=True)]
-    (begin,) = c.run(g, p["cond_jaxpr"], [*of_test, *carry])
+    (begin,) = _full(c, g, p["cond_jaxpr"], [*of_test, *carry])
     inner = g.inner()
     state = [_fresh(inner, "carry", aval) for aval in avals]
     made = _full(c, inner, p["body_jaxpr"], [*of_body, *state])
-    (again,) = c.run(inner, p["cond_jaxpr"], [*of_test, *made])
+    if begin.shape:  # a batch of loops: those that have ended stay as they are
+        (goes_on,) = _full(c, inner, p["cond_jaxpr"], [*of_test, *state])
+        pairs = zip(made, state, strict=True)
+        made = [_kept(inner, goes_on, new, old) for new, old in pairs]
+    (again,) = _full(c, inner, p["cond_jaxpr"], [*of_test, *made])
+    begin, again = _any(g, begin), _any(inner, again)
     return _values(_loop(g, inner, None, begin, state, carry, made, again), eqn)
+
+
+def _any(g: Graph, test: Value) -> Value:
+    """Whether one loop of a batch goes on."""
+    if not test.shape:
+        return test
+    number = g.node("ReduceMax", g.cast(test, bool, np.int32), keepdims=0)
+    return Value(g.cast(number, np.int32, bool), (), np.dtype(bool))
+
+
+def _kept(g: Graph, test: Value, new: Value, old: Value) -> Value:
+    """The new numbers of the loops that go on."""
+    own = stored(new.dtype)
+    wide = np.dtype(np.int32) if is_bool(own) else own
+    ones = (1,) * (len(new.shape) - len(test.shape))
+    which = g.reshape(test, test.shape, (*test.shape, *ones))
+    name = g.node("Where", which, g.cast(new, own, wide), g.cast(old, own, wide))
+    return Value(g.cast(name, wide, own), new.shape, new.dtype)
 
 
 def _loop(

@@ -227,6 +227,29 @@ def _rem(g: Graph, eqn: Any, a: str, b: str) -> str:
     return g.node("Mod", a, b, fmod=1)
 
 
+@_elementwise("shift_left")
+def _shift_left(g: Graph, eqn: Any, x: str, bits: str) -> str:
+    return g.node("Mul", x, _power_of_two(g, eqn, bits))
+
+
+@_elementwise("shift_right_arithmetic")
+def _shift_right(g: Graph, eqn: Any, x: str, bits: str) -> str:
+    """The quotient, rounded down."""
+    power = _power_of_two(g, eqn, bits)
+    return g.node("Div", g.node("Sub", x, g.node("Mod", x, power)), power)
+
+
+@_elementwise("shift_right_logical")
+def _shift_right_logical(g: Graph, eqn: Any, x: str, bits: str) -> str:
+    if eqn.invars[0].aval.dtype.kind != "u":
+        raise NoCounterpartError("its numbers have a sign")
+    return g.node("Div", x, _power_of_two(g, eqn, bits))
+
+
+def _power_of_two(g: Graph, eqn: Any, bits: str) -> str:
+    return g.node("Pow", _number(eqn, 2), bits)
+
+
 @_elementwise("atan2")
 def _atan2(g: Graph, eqn: Any, y: str, x: str) -> str:
     """The angle in the right half plane, and half a turn more in the left one."""

@@ -208,9 +208,9 @@ class Graph:
         graph.scope = self.scope
         return graph
 
-    def info(self, name: str, dtype: Any, shape: Sequence[Any] | None = None) -> Any:
+    def info(self, name: str, dtype: Any, shape: Sequence[Any]) -> Any:
         """What a graph says about an input or output."""
-        sizes = None if shape is None else [size_text(n) for n in shape]
+        sizes = [size_text(n) for n in shape]
         make = self.file.onnx.helper.make_tensor_value_info
         return make(name, self.type_of(dtype), sizes)
 
@@ -219,7 +219,7 @@ class Graph:
         infos: list[Any] = []
         for value in outputs:
             name = self.node("Identity", value)
-            infos.append(self.info(name, stored(value.dtype)))
+            infos.append(self.info(name, stored(value.dtype), value.shape))
         make, name = self.file.onnx.helper.make_graph, self.unique("body")
         return make(self.nodes, name, list(inputs), infos)
 

@@ -11,6 +11,7 @@ import numpy as np
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.shaping import flipped, padded
 from axonlike.io.onnx.table import NoCounterpartError, rule
+from axonlike.spec import is_unknown
 
 
 @rule("dot_general")
@@ -67,7 +68,7 @@ def convolved(g: Graph, x: str, kernel: str, shape: Any, sizes: Any, p: Any) -> 
     """A convolution, channels first."""
     pads = [(low, high) for low, high in p["padding"]]
     holes = [n - 1 for n in p["lhs_dilation"]]
-    if any(holes) or any(n < 0 for pair in pads for n in pair):
+    if any(holes) or any(is_unknown(n) or n < 0 for pair in pads for n in pair):
         config = [(0, 0, 0)] * 2 + [
             (*pad, hole) for pad, hole in zip(pads, holes, strict=True)
         ]

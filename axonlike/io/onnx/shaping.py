@@ -115,6 +115,11 @@ def stacked(g: Graph, inputs: Sequence[Any], axis: int) -> str:
     return g.node("Concat", *parts, axis=axis)
 
 
+@rule("tile", exact=True)
+def _tile(g: Graph, eqn: Any, x: Value) -> str:
+    return g.node("Tile", x, g.ints(eqn.params["reps"]))
+
+
 @rule("split", exact=True)
 def _split(g: Graph, eqn: Any, x: Value) -> list[str]:
     sizes = eqn.params["sizes"]

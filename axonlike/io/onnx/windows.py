@@ -9,7 +9,9 @@ import numpy as np
 
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.products import convolved
+from axonlike.io.onnx.shaping import padded
 from axonlike.io.onnx.table import NoCounterpartError, rule
+from axonlike.spec import is_unknown
 
 _OPTIONS = {
     "window_dimensions": "sizes",
@@ -42,11 +44,16 @@ def _window_sum(g: Graph, eqn: Any, x: Value) -> str:
 def _most(g: Graph, x: str, shape: Any, p: Any) -> str:
     if any(n > 1 for n in p["lhs_dilation"]):
         raise NoCounterpartError("its input has holes")
+    pads = list(p["padding"])
+    if any(is_unknown(n) for pair in pads for n in pair):
+        config = [(0, 0, 0)] * 2 + [(low, high, 0) for low, high in pads]
+        x = padded(g, x, shape, config, np.float32(-np.inf))
+        pads = [(0, 0)] * len(pads)
     return g.node(
         "MaxPool", x,
         kernel_shape=list(p["sizes"]),
         strides=list(p["window_strides"]),
-        pads=[low for low, _ in p["padding"]] + [high for _, high in p["padding"]],
+        pads=[low for low, _ in pads] + [high for _, high in pads],
         dilations=list(p["rhs_dilation"]),
     )  # fmt: skip
 
