@@ -65,6 +65,14 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(python=PYTHON, default=False)
+def rivals(session: nox.Session) -> None:
+    """What peers do with tasks on activations; writes a page of the documentation."""
+    install(session, "bench")
+    session.install("penzai==0.2.5")
+    session.run("python", "tests/benchmarks/inside.py")
+
+
+@nox.session(python=PYTHON, default=False)
 def parity(session: nox.Session) -> None:
     """Every layer against PyTorch and Flax as they are installed, in full.
 

@@ -74,3 +74,23 @@ def test_all_of_it_at_toy_size(benchmark, tmp_path):
     assert [r["row"] for r in result["layers"]] == list(benchmark("rows").ROWS)
     assert set(result["gpt2"]["ms"]) >= {"axonlike", "by hand"}
     assert result["device"] in (tmp_path / "gpu.md").read_text()
+
+
+def test_what_is_said_of_our_activations_is_so(benchmark):
+    inside = benchmark("inside")
+    said = {name: inside.outcome(run) for name, run in inside.ours().items()}
+    assert said.pop("nothing").startswith(
+        "``PathError``: activation: nothing is called"
+    )
+    assert all(text.startswith("right") for text in said.values()), said
+    page = (BENCHMARKS.parents[1] / "docs" / "activations-compared.rst").read_text()
+    words = " ".join(page.split())
+    for task, text in said.items():
+        title = inside.TASKS[task][0]
+        assert f"**axonlike**: {text}" in words.split(title)[1]
+
+
+def test_another_value_is_not_said_to_be_right(benchmark):
+    inside = benchmark("inside")
+    wrong = inside.outcome(lambda: inside.Task(jax.numpy.ones(2), [1.0, 2.0]))
+    assert wrong == "no: an array of (2,)"
