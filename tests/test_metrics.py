@@ -151,7 +151,7 @@ def in_turn(name):
     return pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", map(in_turn, CASES))
+@pytest.mark.parametrize("name", list(map(in_turn, CASES)))
 def test_values_are_those_of_scikit_learn_whole_or_merged(name):
     sk = pytest.importorskip("sklearn.metrics")
     metric, data, theirs = CASES[name]
