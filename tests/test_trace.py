@@ -62,6 +62,42 @@ def test_what_is_put_around_layers_changes_no_cost(name):
     assert both[0] == both[1] > 0
 
 
+def test_a_kernel_costs_what_it_does_at_every_place_of_its_grid():
+    from jax.experimental import pallas as pl
+
+    def kernel(x, y):
+        y[...] = x[...] * 2.0 + 1.0
+
+    def run(x):
+        block = pl.BlockSpec((2, 8), lambda i: (i, 0))
+        return pl.pallas_call(
+            kernel,
+            jax.typeof(x),
+            grid=(4,),
+            in_specs=[block],
+            out_specs=block,
+            interpret=True,
+        )(x)
+
+    table = al.summary(al.identity >> al.lift(run), al.spec("8 8"))
+    assert table.total("flops") == 2 * 8 * 8
+    assert table.total("activations") == 4 * 8 * 8
+
+
+def test_a_loop_of_unknown_length_counts_once():
+    def loop(x):
+        def body(carry):
+            n, y, total = carry
+            return n + 1, jnp.sin(y), total + jnp.sum(y)
+
+        return jax.lax.while_loop(lambda c: c[2] < 3.0, body, (0, x, 0.0))[1]
+
+    table = al.summary(al.dense(4) >> loop, al.spec("2 4"))
+    (_, row) = table.rows
+    assert row["flops"] == 8 + 7 + 1
+    assert row["activations"] == 4 * 2 * 4
+
+
 def fixed(spec):
     return tuple(n if isinstance(n, int) else 4 for n in spec.dims)
 

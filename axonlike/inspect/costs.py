@@ -7,6 +7,7 @@ of n steps is n times its body, whatever was traced. Of a choice at run time (`c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from axonlike.inspect.trace import LAYER
 Costs = Counter[tuple[str, str]]
 """By `(what, path)`; what is "flops", "activations" or "kept"."""
 
-_OPAQUE = ("reduce", "scatter", "select_and", "sort", "custom_root", "pallas")
+_OPAQUE = ("reduce", "scatter", "select_and", "sort")
 """Primitives whose jaxprs say how two numbers are combined, not what is run."""
 
 
@@ -34,6 +35,15 @@ def inner(equation: Any) -> list[Any]:
     return [getattr(v, "jaxpr", v) for v in found]
 
 
+def source(equation: Any, at: int) -> tuple[Any, Any] | None:
+    """The jaxpr inside that makes an output, and what it is called there."""
+    found = inner(equation)
+    if equation.primitive.name == "while":
+        found = [equation.params["body_jaxpr"].jaxpr]
+    fits = [j for j in found if len(j.outvars) == len(equation.outvars)]
+    return (fits[0], fits[0].outvars[at]) if fits else None
+
+
 def scope(equation: Any) -> str:
     """The path that the scopes around an equation spell."""
     stack = equation.source_info.name_stack.stack
@@ -46,7 +56,9 @@ def is_layer(equation: Any) -> bool:
 
 
 def passes(equation: Any) -> int:
-    """How often what is inside runs."""
+    """How often what is inside runs: in a scan, and in a kernel over a grid."""
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
     return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
@@ -136,13 +148,13 @@ def _returned(jaxpr: Any) -> int:
 def _made(equation: Any, at: int) -> int:
     if is_layer(equation):
         return 0
-    variable, below = equation.outvars[at], inner(equation)
-    if not below:
-        return nbytes(variable)
-    jaxpr = below[0]
+    below = source(equation, at)
+    if below is None:
+        return nbytes(equation.outvars[at])
+    jaxpr, variable = below
     for each in jaxpr.eqns:
-        if jaxpr.outvars[at] in each.outvars:
-            place = each.outvars.index(jaxpr.outvars[at])
+        if variable in each.outvars:
+            place = each.outvars.index(variable)
             return _made(each, place) * passes(equation)
     return 0
 
@@ -190,6 +202,6 @@ class _Makers:
         equation, at = self.of(jaxpr, variable)
         if equation is None:
             return ""
-        below, path = inner(equation), scope(equation)
-        rest = self.home(below[0], below[0].outvars[at]) if below else ""
+        below, path = source(equation, at), scope(equation)
+        rest = self.home(*below) if below else ""
         return "/".join(filter(None, (path, rest)))

@@ -39,6 +39,7 @@ _NONE = frozenset(
         ),
         *("abs", "neg", "stack", "max", "min", "argmax", "argmin", "reduce_max"),
         *("reduce_min", "reduce_window_max", "reduce_window_min", "scatter_max"),
+        *("get", "swap", "program_id", "num_programs", "load", "masked_load"),
         *("pure_callback", "io_callback", "debug_callback", "debug_print"),
         *("scatter-max", "scatter-min", "scatter_min", "cummax", "cummin"),
     )
