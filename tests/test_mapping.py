@@ -675,6 +675,19 @@ def test_state_that_no_file_has_is_as_init_makes_it():
     np.testing.assert_array_equal(found["n"]["mean"], theirs["bn.running_mean"])
 
 
+@pytest.mark.parametrize(
+    "wrapped",
+    [al.frozen, al.remat, partial(al.mixed, compute=jnp.bfloat16), al.serial],
+)
+def test_wrappers_change_no_name(wrapped, tmp_path):
+    model = wrapped(two_layers())
+    params, state = NAMES.load(tensors(), model, X)
+    wanted, _ = NAMES.load(tensors(), two_layers(), X)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    NAMES.save(tmp_path, model, params, state)
+    assert load_file(tmp_path / "model.safetensors").keys() == tensors().keys()
+
+
 def test_nested_copies_and_ensembles():
     inner = al.serial(fc=al.dense(3)) ** 2
     model = al.ensemble(al.serial(stack=inner), 2)

@@ -105,8 +105,7 @@ class WeightMapping:
         def known(side: int, path: str, wanted: Any) -> Any:
             return arrays.get((side, path))
 
-        lacking = any(not each.wrong for each in found) and not strict
-        if lacking and key is None and lacks(recorder, arrays):
+        if key is None and lacks(recorder, arrays):
             raise TypeError(
                 "mapping: the files lack some of the model's arrays, which are then "
                 "initialized. Pass key=."
@@ -259,7 +258,7 @@ def mapping(
             be used instead; `("kernel", "out in -> in out")` also says how axes lie.
 
     Returns:
-        A mapping: `load(files, model, spec)`, `save(path, model, params, state)` and
+        What has `load(files, model, spec)`, `save(path, model, params, state)` and
         `check(files, model, spec)`.
 
     Shapes:

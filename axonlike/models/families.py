@@ -59,7 +59,7 @@ def mapping_of(model: Layer) -> WeightMapping:
         model: one of this module's.
 
     Returns:
-        What `mapping` makes: `load`, `save` and `check`.
+        What `mapping` makes, with its `load`, `save` and `check`.
 
     Shapes:
         No arrays.
