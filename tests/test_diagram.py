@@ -136,6 +136,7 @@ def test_equal_blocks_in_a_row_are_one_frame():
 
 
 def test_a_shared_encoder_is_one_with_an_arrow_for_each_input():
+    """A block used twice is where Axon's tools failed."""
     diagram = drawn("siamese")
     assert frames(diagram) == {"encoder (shared)": ["dense", "relu", "dense_1"]}
     assert [a for a in arrows(diagram) if a[1] == "dense"] == [
@@ -369,6 +370,7 @@ DOT = re.compile(
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_line_is_of_its_grammar(name):
+    """Keras's plot_model draws with Graphviz alone, Axon's as_graph is Mermaid alone."""
     diagram = drawn(name)
     for line in diagram.mermaid.splitlines():
         assert MERMAID.fullmatch(line), line

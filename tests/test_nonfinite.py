@@ -1,6 +1,8 @@
 """Where values and gradients become NaN or infinite: every place of every build."""
 
 import re
+import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,7 @@ def test_there_are_thirty_sites_and_more():
 @pytest.mark.parametrize("how", [FORWARD_NAN, BACKWARD_NAN, FORWARD_INF, BACKWARD_INF])
 @pytest.mark.parametrize(("path", "index"), SITES)
 def test_a_number_that_is_not_finite_is_located(path, index, how):
+    """JAX's jax_debug_nans names a primitive, and no layer, under every library."""
     report = al.locate_nonfinite(MODEL, spoiled(path, index, how), STATE, X)
     forward = how in (FORWARD_NAN, FORWARD_INF)
     found = report.forward if forward else report.backward
@@ -465,3 +468,58 @@ def test_a_loss_is_a_function():
 def test_a_loss_is_floating_point():
     with pytest.raises(TypeError, match="loss: expected floating-point numbers, got"):
         al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: y > 0)
+
+
+# --- what the guard costs
+
+
+def gpt_step(guarded):
+    """A training step of a small GPT, with the guard or without."""
+    width = 128
+    attn = al.layer_norm() >> al.attention(4, causal=True)
+    mlp = al.layer_norm() >> al.dense(4 * width) >> jax.nn.gelu >> al.dense(width)
+    model = al.serial(
+        emb=al.embedding(256, width),
+        blocks=al.repeat(al.residual(attn) >> al.residual(mlp), 3, stacked=False),
+        head=al.dense(256),
+    )
+    ids = jax.random.randint(KEY, (4, 64), 0, 256)
+    params, state = model.init(KEY, ids)
+
+    def cross_entropy(y, ids):
+        return optax.softmax_cross_entropy_with_integer_labels(y, ids)
+
+    def plain(params):
+        def objective(params):
+            y, after = model.apply(params, state, ids)
+            return jnp.mean(cross_entropy(y, ids)), after
+
+        (value, _), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        return value, grads, 0
+
+    def watched(params):
+        out = al.nonfinite_guard(model, cross_entropy)(params, state, ids, ids)
+        return out.value, out.grads, out.report
+
+    def step(params, opt_state):
+        value, grads, report = (watched if guarded else plain)(params)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return optax.apply_updates(params, updates), opt_state, value, report
+
+    with jax.numpy_dtype_promotion("standard"):
+        optimizer = optax.adam(1e-3)
+        compiled = jax.jit(step).lower(params, optimizer.init(params)).compile()
+    return lambda: compiled(params, optimizer.init(params))
+
+
+@pytest.mark.slow
+def test_a_guarded_training_step_takes_less_than_a_tenth_more():
+    """Processor time, in turn, so that what else the machine does matters little."""
+    runs = {guarded: gpt_step(guarded) for guarded in (False, True)}
+    times = {guarded: [] for guarded in runs}
+    for i in range(20):
+        for guarded in (False, True)[:: 1 if i % 2 else -1]:
+            start = time.process_time()
+            jax.block_until_ready(runs[guarded]())
+            times[guarded].append(time.process_time() - start)
+    assert statistics.median(times[True]) < 1.1 * statistics.median(times[False])

@@ -75,9 +75,9 @@ def locate_nonfinite(
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
-        >>> model = al.serial(body=al.dense(8), root=jnp.sqrt, head=al.dense(1))
+        >>> model = al.serial(body=al.scale(), root=jnp.sqrt, head=al.dense(1))
         >>> params, state = model.init(jax.random.key(0), (None, 4))
-        >>> report = al.locate_nonfinite(model, params, state, jnp.ones((2, 4)))
+        >>> report = al.locate_nonfinite(model, params, state, -jnp.ones((2, 4)))
         >>> report.forward.path, report.forward.what
         ('root', 'nan')
         >>> report = al.locate_nonfinite(model, params, state, jnp.zeros((2, 4)))
@@ -113,10 +113,10 @@ def nonfinite_guard(model: Layer, loss: Loss | None = None) -> Callable[..., Gua
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
-        >>> model = al.serial(body=al.dense(8), root=jnp.sqrt, head=al.dense(1))
+        >>> model = al.serial(body=al.scale(), root=jnp.sqrt, head=al.dense(1))
         >>> params, state = model.init(jax.random.key(0), (None, 4))
         >>> guard = al.nonfinite_guard(model, lambda y, target: (y - target) ** 2)
-        >>> out = jax.jit(guard)(params, state, jnp.ones((2, 4)), jnp.ones((2, 1)))
+        >>> out = jax.jit(guard)(params, state, -jnp.ones((2, 4)), jnp.ones((2, 1)))
         >>> bool(out.report)
         True
         >>> print(out.report.forward)
