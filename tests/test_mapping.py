@@ -356,6 +356,17 @@ def test_a_tied_tensor_may_be_there_or_not_and_is_not_written(head, tmp_path):
     assert load_file(tmp_path / "out.safetensors").keys() == both.keys()
 
 
+def test_a_tied_tensor_is_written_as_it_is_now(tmp_path):
+    names = al.mapping({"wte": "emb", "fc": "body", "lm_head": "head"})
+    both = {**tied_tensors(), "lm_head.weight": tied_tensors()["wte.weight"]}
+    params, state = names.load(both, tied_model(), al.spec("b t", int))
+    params["emb"]["embedding"] = params["emb"]["embedding"] + 1
+    names.save(tmp_path, tied_model(), params, state, like=both)
+    saved = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(saved["lm_head.weight"], saved["wte.weight"])
+    np.testing.assert_array_equal(saved["wte.weight"], params["emb"]["embedding"])
+
+
 def test_a_tied_tensor_with_other_values_is_refused():
     names = al.mapping({"wte": "emb", "fc": "body", "lm_head": "head"})
     theirs = {**tied_tensors(), "lm_head.weight": normal(7, 5, 4)}
@@ -449,6 +460,23 @@ def test_half_a_checkpoint_is_completed_by_init():
     wrong = {**theirs, "fc1.weight": normal(0, 4, 2)}
     with pytest.raises(ValueError, match="differ in 1 place"):
         NAMES.load(wrong, two_layers(), X, strict=False, key=key)
+
+
+def test_some_of_the_stacked_copies_are_not_completed():
+    model = al.serial(blocks=al.dense(3) ** 3)
+    names = al.mapping({"l.{n}": "blocks/{n}"})
+    theirs = {"l.0.weight": normal(0, 3, 3), "l.1.weight": normal(1, 3, 3)}
+    message = (
+        "mapping: the files have 2 of the 3 copies in 'blocks/*/kernel'. Load them into a "
+        "model with stacked=False."
+    )
+    options = {"strict": False, "key": jax.random.key(0)}
+    refused(message, names.load, theirs, model, X, **options)
+    model = al.serial(blocks=al.repeat(al.dense(3), 3, stacked=False))
+    params, _ = names.load(theirs, model, X, **options)
+    np.testing.assert_array_equal(
+        params["blocks"]["1"]["kernel"], theirs["l.1.weight"].T
+    )
 
 
 def test_names_that_are_ignored_and_a_prefix_that_may_lack():

@@ -108,6 +108,22 @@ def check_ties(
     refuse(found)
 
 
+def check_copies(links: list[AnyLink]) -> None:
+    """That of stacked copies all are there, or none: there is no half of an array."""
+    counts: dict[str, int] = {}
+    slots = {slot.stored: slot for link in links for slot in link.ours}
+    for link in links:
+        for slot in link.ours:
+            counts[slot.stored] = counts.get(slot.stored, 0) + (not link.optional)
+    for path, slot in slots.items():
+        if counts[path] and counts[path] < math.prod(slot.copies):
+            raise ValueError(
+                f"mapping: the files have {counts[path]} of the "
+                f"{math.prod(slot.copies)} copies in {path!r}. "
+                "Load them into a model with stacked=False."
+            )
+
+
 def lacks(recorder: Recorder, arrays: Arrays) -> bool:
     """Whether there are params that no file has."""
     return any(
@@ -126,10 +142,9 @@ def items(links: list[AnyLink], get: Any, like: Mapping[str, Entry]) -> list[Ite
     for link in links:
         kept = not isinstance(link, Link) and _still(link, get, like)
         for name, (shape, dtype) in link.expected.items():
-            if not link.written:
-                continue
-            own = like[name] if kept else _entry(link, name, shape, dtype, get)
-            found.append(_item(name, own))
+            if link.written or name in like:
+                own = like[name] if kept else _entry(link, name, shape, dtype, get)
+                found.append(_item(name, own))
     written = {item.path for item in found}
     found += [_item(name, own) for name, own in like.items() if name not in written]
     return sorted(found, key=lambda item: (-DTYPES[item.stored].itemsize, item.path))

@@ -15,7 +15,7 @@ from axonlike.evaluation import recorded
 from axonlike.initialize import Recorder, arrays_of
 from axonlike.io import safetensors, shards
 from axonlike.io.arrays import Entry
-from axonlike.io.carry import check_ties, getter, items, lacks, read
+from axonlike.io.carry import check_copies, check_ties, getter, items, lacks, read
 from axonlike.io.conventions import Convention, changes
 from axonlike.io.differences import Difference, differences, missing, refuse, unnamed
 from axonlike.io.links import AnyLink
@@ -99,6 +99,7 @@ class WeightMapping:
         links, found = self._compared(model, recorder, entries, dtype)
         refuse([each for each in found if strict or each.wrong])
         present = [link for link in links if all(n in entries for n in link.theirs)]
+        check_copies(present)
         arrays = read(present, entries, dtype)
         check_ties(present, entries, arrays)
 
@@ -164,8 +165,8 @@ class WeightMapping:
             params: as `load` or `init` made them.
             state: likewise.
             like: files, as for `load`, from which to take what the model does not hold:
-                counts, tensors that the mapping ignores, copies of tied ones; and two
-                biases, where the model still has their sum.
+                counts, tensors that the mapping ignores; and two biases, where the model
+                still has their sum. Tied tensors are written if they are there.
             max_shard_bytes: most bytes in one file; more become several files and an
                 index. None: one file.
 
