@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ Array = jax.Array
 Key = jax.Array
 """A key made by `jax.random.key` (or the older `jax.random.PRNGKey`)."""
 PyTree = Any
+FilePath = str | os.PathLike[str]
 Params = dict[str, Any]
 """Nested dicts of arrays, one level a name."""
 State = dict[str, Any]

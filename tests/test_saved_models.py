@@ -137,6 +137,22 @@ def test_slices_parts_names_and_replaced_children(tmp_path):
     there_and_back(tmp_path, al.freeze(whole, al.kind("dense") - "c"), SPEC)
 
 
+def test_parts_of_our_composites_come_back(tmp_path):
+    """Their functions are axonlike's own, which no user names."""
+    model = al.serial(inner=al.attention(2), bert=al.models.bert(**TINY))
+    parts = [part for _, part in al.layers(model)]
+    assert "wire" in {part.kind for part in parts}
+    for part in parts:
+        al.save_model(tmp_path, part, {}, {})
+        assert al.load_model(tmp_path)[0] == part
+
+
+TINY = {
+    "vocab_size": 11, "max_length": 9, "features": 16, "hidden_features": 24,
+    "num_layers": 2, "num_heads": 2,
+}  # fmt: skip
+
+
 def test_a_folder_holds_the_last_model_and_no_other_weights(tmp_path):
     for width in (3, 5):
         model = al.dense(width)
@@ -238,6 +254,9 @@ HOSTILE = [
     layer(function=function("")),
     layer(function=function("axonlike.io.atomic.write_text")),
     layer(function=function("axonlike.values.imported")),
+    layer(function=function("axonlike.layers.linear.jax")),
+    layer(function=function("axonlike.layers.linear.cast")),
+    layer(function=function("axonlike.models.families.pretrained")),
     layer(function=function("numpy.load")),
     layer(function=partial("os.system", "true")),
     layer(function=partial("jax.numpy.load", "x", allow_pickle=True)),

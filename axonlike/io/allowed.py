@@ -7,6 +7,7 @@ reads files, calls back into Python or runs text.
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -91,7 +92,6 @@ FUNCTIONS = {
         dots_with_no_batch_dims_saveable everything_saveable nothing_saveable
     """,
     "builtins": "bool complex float int",
-    "axonlike.combinators.basic": "_identity",
 }
 """By the module that has them: they take arrays and numbers and return such."""
 
@@ -99,6 +99,12 @@ ENUMS = {
     "jax.lax": "DotAlgorithmPreset FftType GatherScatterMode Precision RoundingMode"
 }
 """Likewise, classes whose members are options."""
+
+OURS = re.compile(
+    r"axonlike\.(combinators|layers)\.[a-z]\w*|"
+    r"axonlike\.models\.(blocks|decoders|encoders|recurrent|vision)"
+)
+"""Our own modules of layers, whose functions are what layers compute."""
 
 Given = Iterable[Any] | Mapping[str, Any]
 
@@ -155,6 +161,10 @@ def function(name: str, given: Mapping[str, Any]) -> Any:
     module, _, last = name.rpartition(".")
     if last in FUNCTIONS.get(module, "").split():
         return values.imported(name)
+    if OURS.fullmatch(module):
+        found = _attribute(name)
+        if inspect.isfunction(found) and found.__module__ == module:
+            return found
     if module in ("numpy", "jax.numpy", "ml_dtypes") and last in (*DTYPES, "bool_"):
         return values.imported(name)
     raise ValueError(

@@ -30,9 +30,9 @@ from axonlike.io.architecture import encoded
 from axonlike.io.atomic import write_text
 from axonlike.io.notes import loads
 from axonlike.io.rebuild import Known, decoded
-from axonlike.io.weights import FilePath
 from axonlike.layer import Layer
 from axonlike.sites import resolve
+from axonlike.types import FilePath
 
 Json = Any
 _FORMAT = "axonlike expressions"

@@ -23,11 +23,11 @@ from axonlike.io.atomic import write_text
 from axonlike.io.compare import compared
 from axonlike.io.notes import loads
 from axonlike.io.rebuild import Known, rebuilt
-from axonlike.io.weights import FilePath, fetched, wanted_of, write
+from axonlike.io.weights import fetched, wanted_of, write
 from axonlike.layer import Layer
 from axonlike.params import paths
 from axonlike.transfer import diff
-from axonlike.types import Params, PyTree, State
+from axonlike.types import FilePath, Params, PyTree, State
 
 _FILE = "model.json"
 _FORMAT = "axonlike model"

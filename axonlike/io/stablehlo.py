@@ -18,12 +18,11 @@ from axonlike.io import safetensors, shards
 from axonlike.io.arrays import DTYPES, STATE, as_keys, is_key, items
 from axonlike.io.atomic import replacing
 from axonlike.io.unsupported import blamed
-from axonlike.io.weights import FilePath
 from axonlike.layer import Layer
 from axonlike.params import mapped
 from axonlike.selector import at
 from axonlike.spec import as_spec, is_unknown, names_of, show, size_of
-from axonlike.types import Params, PyTree, State
+from axonlike.types import FilePath, Params, PyTree, State
 
 Weights = Literal["inside", "beside"]
 

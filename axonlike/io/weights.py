@@ -21,10 +21,9 @@ from axonlike.layer import Layer
 from axonlike.selector import at
 from axonlike.spec import as_spec
 from axonlike.transfer import filled
-from axonlike.types import Key, Params, PyTree, State
+from axonlike.types import FilePath, Key, Params, PyTree, State
 
 Format = Literal["safetensors", "npz", "orbax"]
-FilePath = str | os.PathLike[str]
 _SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors", ".json": "safetensors", "": "safetensors",
     ".npz": "npz", ".orbax": "orbax",

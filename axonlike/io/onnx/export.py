@@ -17,11 +17,10 @@ from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.nodes import Marks
 from axonlike.io.onnx.write import is_large, moved_to, write_to
-from axonlike.io.weights import FilePath
 from axonlike.layer import Layer
 from axonlike.paths import join
 from axonlike.spec import Spec, as_spec, is_spec
-from axonlike.types import Params, PyTree, State
+from axonlike.types import FilePath, Params, PyTree, State
 
 _OLDEST, _NEWEST = 18, 25
 
