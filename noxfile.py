@@ -16,7 +16,7 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 PYTHON = PYTHONS[0]
 PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
-BENCHMARKS = ("core", "layers", "end_to_end")
+BENCHMARKS = ("core", "layers", "loop", "end_to_end")
 
 
 def install(session: nox.Session, *groups: str, extras: str = "") -> None:

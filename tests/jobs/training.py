@@ -99,7 +99,7 @@ def main():
     first = al.when("step_completed", tell, once=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        arrays = train(args.folder, 40, callbacks=[first])
+        arrays = train(args.folder, 24, callbacks=[first])
     np.savez(args.folder / "result.npz", **arrays)
     print(*(warning.message for warning in caught), sep="\n")
 
