@@ -255,3 +255,43 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="weights is 'inside' or 'beside', got 'out'"):
         al.export(al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", weights="out")
+
+
+# --- the models that there are to start from
+
+SMALL = {"features": 16, "num_layers": 2, "num_heads": 2}
+TEXT = al.spec("b t", int, ("t<=9",))
+ZOO = {
+    "gpt2": (al.models.gpt2(vocab_size=11, max_length=9, **SMALL), TEXT),
+    "llama": (
+        al.models.llama(vocab_size=11, hidden_features=24, num_kv_heads=1, **SMALL),
+        TEXT,
+    ),
+    "bert": (
+        al.models.bert(vocab_size=11, max_length=9, hidden_features=24, **SMALL),
+        TEXT,
+    ),
+    "encoder": (
+        al.models.transformer_encoder(2, 2, features=16, hidden_features=24),
+        al.spec("b t 16"),
+    ),
+    "lstm": (al.models.stacked_lstm(8, 2), al.spec("b t 4")),
+    "gru": (al.models.stacked_gru(8, 2), al.spec("b t 4")),
+    "vit": (
+        al.models.vit(
+            patch_size=2, hidden_features=24, num_patches=9, num_labels=3, **SMALL
+        ),
+        al.spec("b 6 6 3"),
+    ),
+    "resnet": (
+        al.models.resnet(
+            embedding_size=4, widths=(4, 8), depths=(1, 1), num_labels=3, block="basic"
+        ),
+        al.spec("b 16 16 3"),
+    ),
+}
+
+
+@pytest.mark.slow
+def test_models_to_start_from_run_without_axonlike(tmp_path):
+    check_rows(tmp_path, [(name, *row, {}) for name, row in ZOO.items()])

@@ -2,7 +2,10 @@
 
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from safetensors import safe_open
 
 import axonlike as al
 from axonlike.io import atomic
+from axonlike.io.weights import read
 
 KEY = jax.random.key(0)
 FORMATS = ["safetensors", "npz", "orbax"]
@@ -260,8 +264,6 @@ def test_arrays_of_numpy_in_any_order_are_written_as_they_are(tmp_path, suffix):
     }
     wanted = {name: np.ascontiguousarray(array) for name, array in odd.items()}
     al.save(tmp_path / f"model.{suffix}", odd)
-    from axonlike.io.weights import read
-
     for name, entry in read(tmp_path / f"model.{suffix}", suffix).items():
         np.testing.assert_array_equal(entry.read(), wanted[name])
 
@@ -585,3 +587,30 @@ def test_copies_that_are_missing_in_part_are_made_anew(tmp_path):
     assert len(loaded.report.missing) == 4
     with pytest.raises(ValueError, match="4 differences"):
         al.load(tmp_path / "m.npz", big, SPEC)
+
+
+# --- killed while it writes
+
+SAVING = """
+import sys
+import jax.numpy as jnp
+import axonlike as al
+for i in range(10_000):
+    al.save(sys.argv[1], {"held": jnp.full((500, 600), float(i))})
+    print(i, flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path, suffix):
+    file = tmp_path / f"model.{suffix}"
+    for trial in range(4):
+        command = [sys.executable, "-c", SAVING, str(file)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+            for _ in range(2):
+                process.stdout.readline()
+            time.sleep(0.003 * trial)
+            process.kill()
+        held = read(file, suffix)["held"].read()
+        assert (held == held[0, 0]).all()

@@ -71,6 +71,9 @@ def test_random_models_come_back(tmp_path_factory, model):
     np.testing.assert_array_equal(
         again.predict(params, state, X), model.predict(params, state, X)
     )
+    al.save(folder / "weights.npz", params, state)
+    trees = tuple(al.load(folder / "weights.npz", model, SPEC))
+    jax.tree.map(np.testing.assert_array_equal, trees, (params, state))
 
 
 class Way(enum.Enum):
