@@ -239,9 +239,34 @@ def test_a_loss_that_is_no_mean_cannot_be_filled_up():
     said = message_of(ValueError, step, ts, (X[:5], LABELS[:5]))
     assert said == (
         "loss: one number for a batch, and not the mean over its examples, so a batch "
-        "that is filled up has none. Return one number for each example, or leave short "
-        "batches out: drop_last=True."
+        "that is filled up has none. Return one number for each example, or leave "
+        "batch_size out, so that short batches are run as they are."
     )
+
+
+def test_what_is_of_a_whole_batch_cannot_be_filled_up():
+    model = al.serial(router=routed(3))
+    aux = {"router/balance": 1.0}
+    step, ts = started(model, loss, ADAMW, aux=aux, batch_size=10)
+    assert message_of(ValueError, step, ts, (X[:6], LABELS[:6])) == (
+        "aux: what 'router/balance' emits is taken of a whole batch, and this one is "
+        "filled up. Emit one number for each example and give it a weight, or leave "
+        "batch_size out, so that short batches are run as they are."
+    )
+
+
+@pytest.mark.parametrize("case", ["loss", "aux"])
+def test_batches_that_cannot_be_filled_up_are_run_as_they_are(case):
+    function = loss if case == "aux" else lambda y, b: loss(y, b).sum()
+    aux = {"router/balance": 1.0} if case == "aux" else None
+    step, ts = started(al.serial(router=routed(3)), function, ADAMW, aux=aux)
+    other = started(al.serial(router=routed(3)), function, ADAMW, aux=aux)[1]
+    for batch in al.batches(BATCH, 10):
+        ts, logs = step(ts, batch)
+        other, same = step(other, tuple(batch))
+        np.testing.assert_array_equal(logs["loss"], same["loss"])
+    assert_same(ts.params, other.params)
+    step.evaluate(ts, al.batches(BATCH, 10))
 
 
 def test_a_batch_larger_than_its_size_is_refused():
@@ -475,6 +500,15 @@ WRONG = {
         {"metrics": {"loss": al.metrics.accuracy()}},
         ValueError,
         "metrics: 'loss' is the name of a loss. Choose another name.",
+    ),
+    "name of a term": (
+        lambda y, batch: y["kind"].mean(),
+        {
+            "metrics": {"body/kernel": al.metrics.mean(lambda y, t: y["size"])},
+            "aux": {"body/kernel": 1.0},
+        },
+        ValueError,
+        "metrics: 'body/kernel' is in the logs already. Choose another name.",
     ),
     "scale": (
         mean_loss,

@@ -20,7 +20,8 @@ from axonlike.selector import spelled
 from axonlike.sites import emitted
 from axonlike.spec import show
 from axonlike.taps import Taps
-from axonlike.training.batch import both
+from axonlike.training.batch import over
+from axonlike.training.each import WholeBatchError
 from axonlike.types import Array, Params, PyTree, State
 
 Aux = Mapping[Any, float | Callable[[Any], Any]]
@@ -40,7 +41,7 @@ class Extra(NamedTuple):
         for glob, weight in self.weights.items():
             if glob in self.sites:
                 terms = [
-                    _of_emitted(leaf, site.count("*"), weight, rows)
+                    _of_emitted(site, leaf, weight, rows)
                     for site in self.sites[glob]
                     for leaf in jax.tree.leaves(taken[site])
                 ]
@@ -110,25 +111,32 @@ def _arrays(
     return list({id(array): array for array in chosen.values()}.values())
 
 
-def _of_emitted(value: Any, copies: int, weight: Any, rows: Array | None) -> Array:
+def _of_emitted(site: str, value: Any, weight: Any, rows: Array | None) -> Array:
     """The loss of an emitted value: the sum over copies, the mean over what is in one."""
+    copies = site.count("*")
+    if rows is not None:
+        _check_rows(site, value.shape[copies:], weight, rows)
     if callable(weight):
         function = cast("Callable[[Any], Any]", weight)
         for _ in range(copies):
             function = jax.vmap(function)
         return jnp.sum(function(value))
-    axes = tuple(range(copies, value.ndim))
-    mask = None
-    if rows is not None and axes and value.shape[copies] == rows.shape[0]:
-        mask = jnp.broadcast_to(
-            jnp.expand_dims(
-                cast(Array, both(None, rows, value.shape[copies:])),
-                tuple(range(copies)),
-            ),
-            value.shape,
-        )
+    axes, mask = tuple(range(copies, value.ndim)), None
+    if rows is not None:
+        mask = over(rows, value.shape[copies:], "aux")
+        mask = jnp.broadcast_to(jnp.expand_dims(mask, range(copies)), value.shape)
     means = jnp.mean(value, axes, where=mask) if axes else value
     return jnp.sum(means) * jnp.asarray(weight, value.dtype)
+
+
+def _check_rows(site: str, shape: tuple[int, ...], weight: Any, rows: Array) -> None:
+    """Refuses what is not told for each example, where not all of these count."""
+    if callable(weight) or shape[:1] != rows.shape:
+        raise WholeBatchError(
+            f"aux: what {site!r} emits is taken of a whole batch, and this one is filled "
+            "up. Emit one number for each example and give it a weight, or leave "
+            "batch_size out, so that short batches are run as they are."
+        )
 
 
 def _of_param(array: Array, weight: Any) -> Array:

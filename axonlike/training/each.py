@@ -14,6 +14,10 @@ from axonlike.types import Array, PyTree
 LossFunction = Callable[[Any, Any], Any]
 
 
+class WholeBatchError(ValueError):
+    """Something is of a batch as a whole, so that rows cannot be left out of it."""
+
+
 def one_by_one(function: LossFunction, y: PyTree, batch: PyTree) -> Array:
     """The loss of each example, as a batch of one."""
 
@@ -45,8 +49,8 @@ def check_mean(function: LossFunction, y: PyTree, batch: PyTree) -> None:
         whole = np.asarray(function(y, batch), np.float64)
         each = np.asarray(one_by_one(function, y, batch), np.float64)
     if not np.isclose(whole, each.mean(), rtol=1e-2):
-        raise ValueError(
+        raise WholeBatchError(
             "loss: one number for a batch, and not the mean over its examples, so a "
             "batch that is filled up has none. Return one number for each example, or "
-            "leave short batches out: drop_last=True."
+            "leave batch_size out, so that short batches are run as they are."
         )

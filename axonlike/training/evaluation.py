@@ -12,6 +12,7 @@ import numpy as np
 
 from axonlike.layer import Layer
 from axonlike.training.batch import as_arrays, inputs_of, padded, rows_of, size_of
+from axonlike.training.each import WholeBatchError
 from axonlike.training.loss import Loss, loss_fn
 from axonlike.training.metric import Metric, States, named
 from axonlike.training.metrics import merge_means, value_of_mean
@@ -30,7 +31,7 @@ class Evaluation:
         precision: Any,
     ) -> None:
         self._metrics = named(metrics)
-        self._names = loss is not None
+        self._names, self._fills = loss is not None, True
         options = {"weights": weights, "metrics": metrics, "precision": precision}
         function = _no_loss if loss is None else loss
         self._function = loss_fn(model, function, train=False, **options)
@@ -46,8 +47,7 @@ class Evaluation:
         merge = cast(Any, self._merge)
         parts: dict[str, list[Any]] = {}
         for given in data:
-            batch, rows = _full(given, size)
-            states = cast(Any, self._measure)(params, state, batch, rows)
+            states = self._of_batch(params, state, given, size)
             for name in self._growing(states):
                 parts.setdefault(name, []).append(states.pop(name))
             total = merge(total, states) if total else states
@@ -59,6 +59,20 @@ class Evaluation:
         values = jax.device_get(self._compute({**total, **grown}))
         order = [*(n for n in values if n not in self._metrics), *self._metrics]
         return {name: _plain(values[name]) for name in order}
+
+    def _of_batch(self, params: Params, state: State, given: PyTree, size: Any) -> Any:
+        """The states of a batch, which is filled up where its full size is known."""
+        run, arrays = cast(Any, self._measure), as_arrays(given)
+        full = size or (size_of(given) if self._fills else None)
+        if full is None:
+            return run(params, state, arrays, None)
+        try:
+            return run(params, state, *padded(arrays, full))
+        except WholeBatchError:
+            if size is not None:
+                raise
+        self._fills = False
+        return run(params, state, arrays, None)
 
     def _growing(self, states: States) -> list[str]:
         return [n for n, m in self._metrics.items() if m.grows and n in states]
@@ -92,13 +106,6 @@ _LOSS = Metric("loss", cast(Any, None), merge_means, value_of_mean)
 
 def _no_loss(predictions: PyTree, batch: PyTree) -> Array:
     return jnp.zeros(rows_of(batch), jnp.float32)
-
-
-def _full(batch: PyTree, size: int | None) -> tuple[PyTree, Any]:
-    """The batch as arrays, filled up where its full size is known."""
-    size = size or size_of(batch)
-    batch = as_arrays(batch)
-    return (batch, None) if size is None else padded(batch, size)
 
 
 def _plain(value: Any) -> Any:

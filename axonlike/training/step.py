@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from axonlike.selector import Where
 from axonlike.spec import show
 from axonlike.training.auxiliary import Aux
 from axonlike.training.batch import as_arrays, padded, size_of
+from axonlike.training.each import WholeBatchError
 from axonlike.training.evaluation import Evaluation
 from axonlike.training.gradients import check_count, grad_fn, parted
 from axonlike.training.loss import Loss, Out, loss_fn
@@ -51,6 +52,7 @@ class TrainStep:
         options.pop("accumulate")
         self._loss = loss_fn(model, loss, **options)
         self._donated = jax.jit(self._step, donate_argnums=0)
+        self._fills = True
 
     def start(
         self, params: Params, state: State, *, key: Key | None = None
@@ -90,8 +92,7 @@ class TrainStep:
         Returns:
             `(ts, logs)`: the next state, and numbers by name, `"loss"` the first.
         """
-        batch, rows = self._full(batch)
-        return cast(Any, self._donated)(ts, batch, rows)
+        return self._filled(cast(Any, self._donated), ts, batch)
 
     def evaluate(self, ts: TrainState, data: Iterable[Any]) -> dict[str, Any]:
         """The losses and metrics of the model as it is, in inference, over all batches.
@@ -124,16 +125,26 @@ class TrainStep:
         Returns:
             What `jax.jit(...).lower` returns.
         """
-        batch, rows = self._full(batch)
-        return self._donated.lower(ts, batch, rows)
+        return self._filled(cast(Any, self._donated).lower, ts, batch)
 
-    def _full(self, batch: PyTree) -> tuple[PyTree, Any]:
-        """The batch as arrays, filled up where its full size is known."""
-        size = self.batch_size or size_of(batch)
-        batch = as_arrays(batch)
+    def _filled(self, run: Callable[..., Any], ts: TrainState, batch: PyTree) -> Any:
+        """Runs a batch that is filled up where its full size is known.
+
+        Where the batches only happen to know it, and something is of a whole batch, they
+        are run as they are; that shows when the step is traced.
+        """
+        size = self.batch_size or (size_of(batch) if self._fills else None)
+        arrays = as_arrays(batch)
         if size is None:
-            return batch, None
-        return padded(batch, -(-size // self.accumulate) * self.accumulate)
+            return run(ts, arrays, None)
+        try:
+            size = -(-size // self.accumulate) * self.accumulate
+            return run(ts, *padded(arrays, size))
+        except WholeBatchError:
+            if self.batch_size is not None:
+                raise
+        self._fills = False
+        return run(ts, arrays, None)
 
     def _step(
         self, ts: TrainState, batch: PyTree, rows: Array | None
@@ -197,10 +208,14 @@ class TrainStep:
 
     def _logs(self, value: Array, out: Out, after: TrainState) -> Logs:
         values = {"loss": value, **out.terms}
-        for name, metric in self.metrics.items():
-            values[name] = metric.compute(out.metrics[name])
         if after.loss_scale is not None:
             values["loss_scale"] = after.loss_scale.scale
+        for name, metric in self.metrics.items():
+            if name in values:
+                raise ValueError(
+                    f"metrics: {name!r} is in the logs already. Choose another name."
+                )
+            values[name] = metric.compute(out.metrics[name])
         return Logs(values, out.metrics)
 
 
@@ -244,8 +259,9 @@ def train_step(
         remat: True, or a policy: computes the model again in the backward pass.
         ema: decay of a moving average of the params, `ts.ema`, say 0.999.
         batch_size: rows of a full batch. Shorter ones are filled up to it, with rows
-            that do not count, so that no other size is compiled. None: as the batches
-            of `al.batches` say, and others are run as they are.
+            that do not count, so that no other size is compiled; the loss and what
+            layers emit must then be of each example. None: so are the batches of
+            `al.batches`, where that can be, and others are run as they are.
 
     Shapes:
         batch: `(inputs, targets, ...)`, or a dict with `"inputs"`; first axes of examples.
