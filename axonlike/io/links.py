@@ -15,7 +15,7 @@ from axonlike.selector import at
 Read = Callable[[str], Array]
 """A tensor of theirs, by name."""
 Shape = tuple[int, ...]
-_CHUNK = 1 << 24
+CHUNK = 1 << 24
 """Bytes of a tensor that are copied before they are let go."""
 
 
@@ -182,7 +182,7 @@ def _copy(target: Array, source: Array) -> None:
     if not source.ndim:
         target[...] = source
         return
-    rows = max(1, _CHUNK // max(1, source[:1].nbytes))
+    rows = max(1, CHUNK // max(1, source[:1].nbytes))
     for start in range(0, len(source), rows):
         part = slice(start, start + rows)
         target[part] = source[part]
