@@ -13,14 +13,49 @@ from zoo import MODELS
 import axonlike as al
 from axonlike.extras import optional
 from axonlike.inspect.graph import graph
-from axonlike.inspect.layout import LABEL, TITLE, label_of, layout, title_of
+from axonlike.inspect.layout import layout
+from axonlike.inspect.places import LABEL, TITLE, label_of, title_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 X = al.spec("b 4")
 
 
+def again(sub, x):
+    """A layer on its own output, and on what another made of it."""
+    y = sub.f(sub.f(x))
+    z = sub.body(y) + y
+    return sub.body(z)
+
+
+def reused():
+    """Arrows that go back up: to the box itself, to one above, into a frame above."""
+    body = al.serial(al.residual(al.dense(4)), al.layer_norm() & al.dense(4), al.add())
+    return al.serial(w=al.wire(again, f=al.dense(4), body=body)), X
+
+
+def nested():
+    """Choices, members and ways past several rows, in each other."""
+    inner = al.add(al.dense(4), al.residual(al.dense(4) >> jax.nn.relu), al.identity)
+    choice = al.cond(is_even, inner, al.dense(4))
+    deep = al.concatenate(choice, al.ensemble(inner, 2) >> al.lift(first)) >> al.dense(
+        4
+    )
+    return al.residual(deep) >> al.repeat(al.residual(inner), 2), X
+
+
+def is_even(x):
+    return x.shape[1] % 2 == 0
+
+
+def first(y):
+    return y[0]
+
+
+LAID_OUT = {**MODELS, "reused": reused, "nested": nested}
+
+
 def drawn(name):
-    return al.diagram(*MODELS[name]())
+    return al.diagram(*LAID_OUT[name]())
 
 
 def arrows(diagram):
@@ -51,7 +86,7 @@ def test_the_texts_of_a_model_stay(name, request):
 # --- what is drawn
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LAID_OUT)
 def test_the_picture_has_every_box_frame_and_arrow(name):
     diagram = drawn(name)
     root = ET.fromstring(diagram.svg)
@@ -157,6 +192,13 @@ def test_the_skips_of_a_wire_are_drawn():
     assert {("down1/relu_1", "merge1/conv"), ("down2/relu_1", "merge2/conv")} <= pairs
 
 
+def test_a_layer_on_its_own_output_has_an_arrow_back():
+    diagram = drawn("reused")
+    assert ("f", "f", "b 4") in arrows(diagram)
+    assert ("add", "+", "b 4") in arrows(diagram)
+    assert titles(diagram).count("f") == 1
+
+
 def test_inputs_and_outputs_have_their_names():
     diagram = drawn("two_towers")
     roles = [n.title for n in diagram.nodes if n.role == "input"]
@@ -230,7 +272,7 @@ def test_a_model_with_a_billion_params_is_drawn_from_shapes():
 
 
 def boxes_of(name):
-    g = graph(*MODELS[name]())
+    g = graph(*LAID_OUT[name]())
     return g, layout(g)
 
 
@@ -254,6 +296,11 @@ def labels_of(g, where):
 
 def along(line, n=40):
     """Points along an arrow."""
+    if len(line.points) > 4:  # back up, with corners
+        for (x0, y0), (x1, y1) in itertools.pairwise(line.points):
+            for k in range(n + 1):
+                yield x0 + k / n * (x1 - x0), y0 + k / n * (y1 - y0)
+        return
     (x0, first), (_, y0), (x1, y1), (_, last) = line.points
     middle = (y0 + y1) / 2
     for k in range(n + 1):
@@ -264,7 +311,7 @@ def along(line, n=40):
         yield x1, y1 + t * (last - y1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LAID_OUT)
 def test_nothing_overlaps(name):
     g, where = boxes_of(name)
     for a, b in itertools.combinations(where.nodes.values(), 2):
@@ -279,7 +326,7 @@ def test_nothing_overlaps(name):
         assert 0 <= rect.y <= rect.y + rect.height <= where.height
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LAID_OUT)
 def test_frames_are_around_what_is_in_them_and_nothing_else(name):
     g, where = boxes_of(name)
     for cluster in g.clusters():
@@ -302,7 +349,7 @@ def below(cluster):
         yield from below(item) if hasattr(item, "items") else ()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LAID_OUT)
 def test_arrows_pass_no_box_shape_or_title(name):
     g, where = boxes_of(name)
     shown = dict(where.nodes) | dict(labels_of(g, where))

@@ -86,7 +86,8 @@ def _starred(path: str) -> str:
 
 def texts(specs: PyTree) -> list[str]:
     """The shape of each array."""
-    return [shape_text(leaf) for leaf in jax.tree.leaves(specs)]
+    leaves = jax.tree.leaves(specs)
+    return [shape_text(x if hasattr(x, "shape") else jax.typeof(x)) for x in leaves]
 
 
 def shape_text(spec: Any) -> str:

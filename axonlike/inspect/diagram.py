@@ -10,7 +10,7 @@ from typing import Any
 from axonlike.extras import optional
 from axonlike.inspect.boxes import Cluster, Graph, Node
 from axonlike.inspect.graph import graph
-from axonlike.inspect.layout import title_of
+from axonlike.inspect.places import title_of
 from axonlike.inspect.svg import svg
 from axonlike.layer import Layer
 from axonlike.types import PyTree

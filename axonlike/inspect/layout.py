@@ -9,58 +9,23 @@ path, an order with few crossings by averages, then places as near to neighbors 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, cast
 
 from axonlike.inspect.boxes import Cluster, Edge, Graph, Node
+from axonlike.inspect.places import (
+    LABEL,
+    TITLE,
+    Layout,
+    Line,
+    Rect,
+    size_of,
+    title_of,
+)
 
-TITLE, DETAIL, LABEL = 7.0, 6.0, 6.4
-"""Widths of a letter: of titles, of details, of shapes on arrows."""
 _GAP, _STUB, _BETWEEN, _PADDING, _HEAD, _LANE = 26.0, 18.0, 22.0, 16.0, 24.0, 14.0
 _SWEEPS = 12
-
-Point = tuple[float, float]
-
-
-class Rect(NamedTuple):
-    """A place, from its upper left corner."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-@dataclass
-class Line:
-    """A piece of an arrow; `ends` where it reaches its box."""
-
-    source: str
-    points: list[Point]
-    ends: bool
-
-
-@dataclass
-class Layout:
-    """Where everything is, from the upper left corner of all."""
-
-    width: float = 0.0
-    height: float = 0.0
-    nodes: dict[str, Rect] = field(default_factory=dict[str, Rect])
-    clusters: dict[str, Rect] = field(default_factory=dict[str, Rect])
-    lines: list[Line] = field(default_factory=list[Line])
-    entries: dict[str, float] = field(default_factory=dict[str, float])
-    exits: dict[str, float] = field(default_factory=dict[str, float])
-
-    def place(self, part: Layout, x: float, y: float) -> None:
-        """Takes over what is in a part that stands at a point."""
-        for ours, theirs in ((self.nodes, part.nodes), (self.clusters, part.clusters)):
-            for name, rect in theirs.items():
-                ours[name] = rect._replace(x=rect.x + x, y=rect.y + y)
-        for line in part.lines:
-            points = [(px + x, py + y) for px, py in line.points]
-            self.lines.append(Line(line.source, points, line.ends))
 
 
 def layout(graph: Graph) -> Layout:
@@ -71,25 +36,6 @@ def layout(graph: Graph) -> Layout:
         if edge.label not in found:
             found.append(edge.label)
     return _Rows(graph.root, graph.edges, labels).laid()
-
-
-def label_of(graph: Graph, node: Node) -> str:
-    """What is written below a box: the shapes that leave it."""
-    found = (edge.label for edge in graph.edges if edge.source == node.id)
-    return ", ".join(dict.fromkeys(found))
-
-
-def size_of(node: Node) -> tuple[float, float]:
-    """Width and height of a box."""
-    if node.role == "merge":
-        return max(26.0, TITLE * len(title_of(node)) + 16), 26.0
-    widest = max(TITLE * len(title_of(node)), DETAIL * len(node.detail))
-    return max(64.0, widest + 22), 40.0 if node.detail else 28.0
-
-
-def title_of(item: Node | Cluster) -> str:
-    """What a box or cluster is called, and how often it is there."""
-    return item.title if item.copies == 1 else f"{item.title}  x {item.copies}"
 
 
 @dataclass(eq=False)
@@ -142,7 +88,7 @@ class _Rows:
         for item in cluster.items:
             self._add(item, edges)
         self.ways: dict[tuple[Hashable, Hashable, str], _Way] = {}
-        self.back: list[_Way] = []
+        self.back: dict[tuple[Hashable, Hashable, str], _Way] = {}
         self._connect(edges)
 
     def laid(self) -> Layout:
@@ -170,7 +116,7 @@ class _Rows:
         order = {id(cell): i for i, cell in enumerate(self.cells.values())}
         for edge in edges:
             a, b = self.owner.get(edge.source), self.owner.get(edge.target)
-            if a is b:
+            if a is b and (a is None or edge.source != edge.target or a.part):
                 continue
             port = ("in" if a is None else "out", edge.source)
             if a is None or b is None:
@@ -178,10 +124,9 @@ class _Rows:
                 a, b = a or end, b or end
             way = _Way(a, b, edge.source)
             inside = id(a) in order and id(b) in order
-            if inside and order[id(a)] > order[id(b)]:
-                self.back.append(way)
-            else:
-                self.ways[(a.key, b.key, edge.source)] = way
+            back = inside and order[id(a)] >= order[id(b)]
+            ways = self.back if back else self.ways
+            ways[(a.key, b.key, edge.source)] = way
 
     def _ranked(self) -> list[list[_Cell]]:
         """Rows by the longest way from the top; arrows over several rows pass them."""
@@ -274,8 +219,9 @@ class _Rows:
         ports = [c.x for c in cells if c.item is None and c.row == 0]
         left = min(left, min(ports, default=left + title + 30) - title - 22)
         right = max((c.x + c.right for c in cells), default=0.0) + _PADDING
-        made.width = max(right - left, title + 30)
+        made.width = max(right - left, title + 30) + _LANE * len(self.back)
         y = _HEAD if nested else _PADDING
+        y += _STUB if self.back else 0.0
         for row in rows:
             height = max(cell.height for cell in row)
             for cell in row:
@@ -286,8 +232,24 @@ class _Rows:
             y += height + (_STUB if height else 0.0) + _BETWEEN
         leaves = any(_is(cell, "in", "out") for row in rows[-1:] for cell in row)
         made.height = y - _BETWEEN - (0.0 if leaves else _STUB - _PADDING)
+        made.height += _STUB if self.back else 0.0
         self._lines(made)
+        for i, way in enumerate(self.back.values()):
+            lane = made.width - _LANE * (len(self.back) - i)
+            made.lines.append(self._back_up(way, lane))
         return made
+
+    def _back_up(self, way: _Way, lane: float) -> Line:
+        """An arrow to what stands above: out below, up beside everything, in above."""
+        x0 = way.above.x + way.above.exit(way.source)
+        x1 = way.below.x + way.below.entry(way.source)
+        low = self.tops[way.above.row][1] + 5
+        high = self.tops[way.below.row][0] - 9
+        below, above = way.above.y + way.above.height, way.below.y
+        points = [
+            (x0, below), (x0, low), (lane, low), (lane, high), (x1, high), (x1, above),
+        ]  # fmt: skip
+        return Line(way.source, points, isinstance(way.below.item, Node))
 
     def _put(self, made: Layout, cell: _Cell) -> None:
         if isinstance(cell.item, Node):
@@ -302,17 +264,13 @@ class _Rows:
             ports[cast("tuple[str, str]", cell.key)[1]] = cell.x
 
     def _lines(self, made: Layout) -> None:
-        for way in (*self.ways.values(), *self.back):
+        for way in self.ways.values():
             x0 = way.above.x + way.above.exit(way.source)
             x1 = way.below.x + way.below.entry(way.source)
             top, end = self.tops[way.above.row]
             start, _ = self.tops[way.below.row]
             first = way.above.y + way.above.height if way.above.item else top
             last = way.below.y if way.below.item else start
-            if (
-                way.above.row == way.below.row or end > start
-            ):  # back up, or none between
-                end, start = first, last
             last = made.height if _is(way.below, "in", "out") else last
             first = 0.0 if _is(way.above, "in", "out") else first
             points = [(x0, first), (x0, end), (x1, start), (x1, last)]

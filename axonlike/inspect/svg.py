@@ -5,14 +5,8 @@ from __future__ import annotations
 from xml.sax.saxutils import escape, quoteattr
 
 from axonlike.inspect.boxes import Cluster, Graph, Node
-from axonlike.inspect.layout import (
-    Layout,
-    Line,
-    Rect,
-    label_of,
-    layout,
-    title_of,
-)
+from axonlike.inspect.layout import layout
+from axonlike.inspect.places import Layout, Line, Rect, label_of, title_of
 
 _FONT = "ui-sans-serif, system-ui, Helvetica, Arial, sans-serif"
 _STYLE = f"""
@@ -24,7 +18,7 @@ text {{ font: 12px {_FONT}; fill: #1b2638; }}
 .input, .output {{ fill: #e6f4ea; stroke: #4c9a66; }}
 .merge {{ fill: #fdf1d3; stroke: #b98900; }}
 .cluster {{ fill: #7f8c9b; fill-opacity: 0.08; stroke: #9aa4b2; stroke-dasharray: 4 3; }}
-.line {{ fill: none; stroke: #6b7785; stroke-width: 1.2; }}
+.line {{ fill: none; stroke: #6b7785; stroke-width: 1.2; stroke-linejoin: round; }}
 .head {{ fill: #6b7785; }}
 @media (prefers-color-scheme: dark) {{
 text {{ fill: #e6edf5; }}
@@ -70,11 +64,14 @@ def _cluster(cluster: Cluster, rect: Rect) -> str:
 
 def _line(line: Line) -> str:
     """A piece of an arrow: it leaves and arrives upright."""
+    head = ' marker-end="url(#head)"' if line.ends else ""
+    if len(line.points) > 4:
+        path = "M" + " L".join(f"{x:.1f} {y:.1f}" for x, y in line.points)
+        return f'<path class="line" d="{path}"{head}/>'
     (x0, first), (_, y0), (x1, y1), (_, last) = line.points
     middle = (y0 + y1) / 2
     curve = f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}"
     path = f"M{x0:.1f} {first:.1f} V{y0:.1f} {curve} V{last:.1f}"
-    head = ' marker-end="url(#head)"' if line.ends else ""
     return f'<path class="line" d="{path}"{head}/>'
 
 
