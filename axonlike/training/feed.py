@@ -72,17 +72,20 @@ def own(batch: Any) -> Any:
     A step runs while the next batch is fetched, on the very memory of a NumPy array that
     it was given; a loader that fills one buffer again and again would change it there.
     """
-    kind = cast(Any, type(batch))
+    kind = cast(Any, type(batch))  # the usual ones first: it is done at every step
     if kind is np.ndarray:
         return batch.copy()
-    if isinstance(batch, (tuple, list)):
-        items = [own(item) for item in cast("list[Any]", batch)]
-        return kind(*items) if hasattr(kind, "_fields") else tuple(items)
+    if kind is tuple or kind is list:
+        return tuple([own(item) for item in batch])
+    if kind is dict:
+        return {name: own(item) for name, item in batch.items()}
     if isinstance(batch, jax.Array):
         return batch
     if isinstance(batch, Mapping):
-        named = cast("Mapping[str, Any]", batch).items()
-        return {name: own(item) for name, item in named}
+        return own(dict(cast("Mapping[str, Any]", batch)))
+    if isinstance(batch, (tuple, list)):
+        items = [own(item) for item in cast("list[Any]", batch)]
+        return kind(*items) if hasattr(kind, "_fields") else tuple(items)
     return np.asarray(batch).copy() if hasattr(batch, "__array__") else batch
 
 

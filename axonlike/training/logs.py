@@ -56,12 +56,14 @@ class Logs:
                 if hasattr(value, "copy_to_host_async"):
                     value.copy_to_host_async()
         for step, logs in group:
-            self._sink(step, {name: number(name, v) for name, v in logs.items()})
+            self._sink(step, {name: number(name, logs[name]) for name in logs})
 
 
 def number(name: str, value: Any) -> Any:
     """A metric as a Python float; as a NumPy array where it is several numbers."""
     array = np.asarray(value)
+    if array.ndim == 0 and array.dtype.kind == "f":
+        return array.item()
     if array.dtype.kind not in "biuf" and not _is_float(array):
         raise TypeError(
             f"fit: expected metrics to be numbers, got {show(value)} for {name!r}. "

@@ -215,6 +215,7 @@ class Loop:
         run, take, push = self.take_step, self._feed.take, self._logs.push
         on_step, clock = self._events["step_completed"], time.monotonic
         every, visible, due = self._plan.validate_every, self._display.visible, 0.0
+        merge, counts = self._merged.add if self._merged else None, self.counts
         for each in batches:
             self.batch = batch = take(each)
             self.state, logs = run(self.state, batch)
@@ -223,8 +224,9 @@ class Loop:
             self.step += 1
             self._used += 1
             push(self.step, logs)
-            self._merged.add(logs)
-            self.counts["step_completed"] += 1
+            if merge is not None:
+                merge(logs)
+            counts["step_completed"] += 1
             for handler in on_step:
                 handler(self)
             if visible and clock() >= due:

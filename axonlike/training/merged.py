@@ -25,10 +25,12 @@ class Merged:
         self._states: dict[str, Any] = {}
         self._parts: dict[str, list[Any]] = {}
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to merge."""
+        return bool(self._metrics)
+
     def add(self, logs: Mapping[str, Any]) -> None:
         """One more step; nothing waits for it."""
-        if not self._metrics:
-            return
         new: dict[str, Any] = dict(cast(Any, logs).states)
         for name, metric in self._metrics.items():
             if metric.grows:
