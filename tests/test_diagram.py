@@ -427,6 +427,15 @@ def test_every_line_is_of_its_grammar(name):
     assert diagram.dot.count("{") == diagram.dot.count("}")
 
 
+def test_its_style_is_for_itself_alone():
+    """Notebooks put pictures into one page, where a style is for all of it."""
+    style = ET.fromstring(drawn("mlp").svg).find(f"{SVG}style").text
+    rules = [line for line in style.splitlines() if line and line[0] not in "@}"]
+    assert all(part.strip().startswith(".model ") for r in rules
+               for part in r.partition("{")[0].split(","))  # fmt: skip
+    assert "prefers-color-scheme: dark" in style
+
+
 # --- files
 
 

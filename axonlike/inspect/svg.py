@@ -10,25 +10,26 @@ from axonlike.inspect.places import Layout, Line, Rect, label_of, title_of
 
 _FONT = "ui-sans-serif, system-ui, Helvetica, Arial, sans-serif"
 _STYLE = f"""
-text {{ font: 12px {_FONT}; fill: #1b2638; }}
-.detail, .shape {{ font-size: 10.5px; }}
-.paper {{ fill: #ffffff; }}
-.detail, .shape, .title {{ fill: #536072; }}
-.layer {{ fill: #eaf1fb; stroke: #5b7db1; }}
-.input, .output {{ fill: #e6f4ea; stroke: #4c9a66; }}
-.merge {{ fill: #fdf1d3; stroke: #b98900; }}
-.cluster {{ fill: #7f8c9b; fill-opacity: 0.08; stroke: #9aa4b2; stroke-dasharray: 4 3; }}
-.line {{ fill: none; stroke: #6b7785; stroke-width: 1.2; stroke-linejoin: round; }}
-.head {{ fill: #6b7785; }}
+.model text {{ font: 12px {_FONT}; fill: #1b2638; }}
+.model .detail, .model .shape {{ font-size: 10.5px; }}
+.model .paper {{ fill: #ffffff; }}
+.model .detail, .model .shape, .model .title {{ fill: #536072; }}
+.model .layer {{ fill: #eaf1fb; stroke: #5b7db1; }}
+.model .input, .model .output {{ fill: #e6f4ea; stroke: #4c9a66; }}
+.model .merge {{ fill: #fdf1d3; stroke: #b98900; }}
+.model .cluster {{ fill: #7f8c9b; fill-opacity: 0.08; stroke: #9aa4b2; }}
+.model .cluster {{ stroke-dasharray: 4 3; }}
+.model .line {{ fill: none; stroke: #6b7785; stroke-width: 1.2; stroke-linejoin: round; }}
+.model .head {{ fill: #6b7785; }}
 @media (prefers-color-scheme: dark) {{
-text {{ fill: #e6edf5; }}
-.paper {{ fill: #12171e; }}
-.detail, .shape, .title {{ fill: #a9b6c6; }}
-.layer {{ fill: #1e2c42; stroke: #7299d3; }}
-.input, .output {{ fill: #17301f; stroke: #5fb57c; }}
-.merge {{ fill: #3a2f10; stroke: #d9a520; }}
-.line {{ stroke: #93a1b1; }}
-.head {{ fill: #93a1b1; }}
+.model text {{ fill: #e6edf5; }}
+.model .paper {{ fill: #12171e; }}
+.model .detail, .model .shape, .model .title {{ fill: #a9b6c6; }}
+.model .layer {{ fill: #1e2c42; stroke: #7299d3; }}
+.model .input, .model .output {{ fill: #17301f; stroke: #5fb57c; }}
+.model .merge {{ fill: #3a2f10; stroke: #d9a520; }}
+.model .line {{ stroke: #93a1b1; }}
+.model .head {{ fill: #93a1b1; }}
 }}
 """
 
@@ -41,7 +42,7 @@ def svg(graph: Graph) -> str:
     lines = [_line(line) for line in where.lines]
     nodes = [_node(graph, node, where) for node in graph.nodes()]
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="model" width="{size[0]}" '
         f'height="{size[1]}" viewBox="0 0 {size[0]} {size[1]}">',
         f"<style>{_STYLE}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
