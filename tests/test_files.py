@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -614,3 +615,34 @@ def test_a_process_that_is_killed_leaves_a_whole_file(tmp_path, suffix):
             process.kill()
         held = read(file, suffix)["held"].read()
         assert (held == held[0, 0]).all()
+
+
+# --- what was written by earlier versions
+
+RECORDED = Path(__file__).parent / "recorded" / "files-1"
+
+
+def counting():
+    block = al.residual(al.dense(4, param_dtype=jnp.bfloat16))
+    return al.serial(blocks=al.repeat(block, 2), norm=al.batch_norm(), head=al.dense(2))
+
+
+def counted():
+    """Trees whose numbers are their places."""
+
+    def one(spec):
+        return jnp.arange(spec.size).reshape(spec.shape).astype(spec.dtype)
+
+    return jax.tree.map(one, jax.eval_shape(counting().init, KEY, SPEC))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_files_of_the_first_version_load(suffix):
+    loaded = al.load(RECORDED / f"weights.{suffix}", counting(), SPEC)
+    assert_same(tuple(loaded), counted())
+
+
+def test_models_of_the_first_version_load():
+    model, params, state = al.load_model(RECORDED / "whole")
+    assert model == counting()
+    assert_same((params, state), counted())
