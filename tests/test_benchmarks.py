@@ -94,3 +94,15 @@ def test_another_value_is_not_said_to_be_right(benchmark):
     inside = benchmark("inside")
     wrong = inside.outcome(lambda: inside.Task(jax.numpy.ones(2), [1.0, 2.0]))
     assert wrong == "no: an array of (2,)"
+
+
+def test_the_loop_is_measured_against_a_bare_one(benchmark):
+    loop = benchmark("loop")
+    rows = loop.measure("thin", loop.thin(4, depth=2), rounds=1)
+    assert [row[1] for row in rows] == [
+        "bare loop, step by hand",
+        "fit, step by hand",
+        "fit, train_step",
+    ]
+    assert rows[0][3] == ""
+    assert float(rows[1][3]) > 0
