@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +41,15 @@ def check_mean(function: LossFunction, y: PyTree, batch: PyTree) -> None:
     def some(x: Any) -> Any:
         shape, dtype = (3, *x.shape[1:]), x.dtype
         if jnp.issubdtype(dtype, jnp.floating):
-            return jnp.asarray(random.uniform(0.1, 0.9, shape), dtype)
-        return jnp.asarray(random.integers(0, 2, shape), dtype)
+            return random.uniform(0.1, 0.9, shape).astype(dtype)
+        return random.integers(0, 2, shape).astype(dtype)
+
+    def trial(y: PyTree, batch: PyTree) -> tuple[Array, Array]:
+        return function(y, batch), jnp.mean(one_by_one(function, y, batch))
 
     with jax.ensure_compile_time_eval():
-        y, batch = jax.tree.map(some, (y, batch))
-        whole = np.asarray(function(y, batch), np.float64)
-        each = np.asarray(one_by_one(function, y, batch), np.float64)
-    if not np.isclose(whole, each.mean(), rtol=1e-2):
+        whole, mean = cast(Any, jax.jit(trial))(*jax.tree.map(some, (y, batch)))
+    if not np.isclose(float(whole), float(mean), rtol=1e-2):
         raise WholeBatchError(
             "loss: one number for a batch, and not the mean over its examples, so a "
             "batch that is filled up has none. Return one number for each example, or "
