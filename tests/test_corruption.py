@@ -375,6 +375,22 @@ def test_an_archive_that_unpacks_without_end_is_not_unpacked(tmp_path):
         read(file, "npz")["a"].read()
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["(((\n", "'''", "{1: 2, 'a': 3}", "{[]: 1}", "-" * 9000 + "1",
+     "{'descr': (), 'fortran_order': False, 'shape': (2,)}"],
+    ids=lambda header: header[:9],
+)  # fmt: skip
+def test_headers_of_arrays_that_cannot_be(tmp_path, header):
+    file = tmp_path / "model.npz"
+    text = header.encode()
+    start = b"\x93NUMPY\1\0" + struct.pack("<H", len(text))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", start + text)
+    with pytest.raises(ValueError, match="it is no npz file that can be read"):
+        al.load(file, MODEL, SPEC)
+
+
 def test_an_archive_with_one_name_twice_is_refused(tmp_path):
     file = tmp_path / "model.npz"
     data = io.BytesIO()

@@ -352,6 +352,39 @@ def test_shards_and_back_again(tmp_path):
     assert os.listdir(tmp_path) == [file.name]
 
 
+def test_what_was_written_is_not_cleared_away(tmp_path):
+    params = {"a": jnp.ones(3), "b": jnp.ones(3)}
+    file, index = tmp_path / "m.safetensors", tmp_path / "m.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "m.safetensors"}}', encoding="utf-8")
+    al.save(file, params)
+    assert os.listdir(tmp_path) == [file.name]
+    with pytest.raises(ValueError, match="is the name of an index"):
+        al.save(index, params, format="safetensors")
+
+
+def test_shards_are_plain_files_whatever_the_path_is_called(tmp_path):
+    model, params = holder(), {"held": jnp.ones((2, 3))}
+    for name in ("m", "m.bin"):
+        several = {**params, "more": jnp.ones(3)}
+        al.save(tmp_path / name, several, format="safetensors", max_shard_bytes=24)
+        loaded = al.load(
+            tmp_path / name, model, SPEC, strict=False, format="safetensors"
+        )
+        assert loaded.report.loaded == ["held"]
+        with pytest.raises(ValueError, match=r"'\.m.*' is no name for several files"):
+            al.save(tmp_path / ".m.safetensors", several, max_shard_bytes=24)
+
+
+def test_orbax_takes_the_place_of_its_own_folders_only(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "thesis").write_text("years", encoding="utf-8")
+    (tmp_path / "file.orbax").write_text("years", encoding="utf-8")
+    for name in ("work", "file.orbax"):
+        with pytest.raises(FileExistsError, match="is there and no orbax checkpoint"):
+            al.save(tmp_path / name, {"a": jnp.ones(1)}, format="orbax")
+    assert (tmp_path / "work" / "thesis").read_text(encoding="utf-8") == "years"
+
+
 def test_we_read_shards_that_others_wrote(tmp_path):
     model = al.serial(a=al.dense(2), b=al.dense(2))
     params, _ = model.init(KEY, SPEC)

@@ -6,7 +6,7 @@ import json
 import operator
 import os
 import zlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -298,6 +298,9 @@ HOSTILE = [
     layer("axonlike.dense"),
     layer("axonlike.dense", features={"$": "dict", "items": [[[], 1]]}),
     layer("axonlike.repeat", f=RELU, n=10**12, stacked=False),
+    layer("axonlike.models.stacked_lstm", features=8, num_layers=10**12),
+    layer("axonlike.models.resnet", widths=[8], depths=[10**12]),
+    layer("axonlike.transpose", axes={"$": "range", "items": [0, 10**12, 1]}),
     {"$": "layer", "kind": "axonlike.dense", "config": []},
     {"$": "layer", "kind": "axonlike.dense", "config": {"features": 3}, "name": 5},
     {"$": "layer", "kind": "axonlike.dense", "config": {"features": 3},
@@ -360,6 +363,21 @@ def test_what_does_not_fit_the_weights_is_refused(folder, change):
     edited(folder, lambda content: {**content, **change})
     with pytest.raises(ValueError, match="load"):
         al.load_model(folder)
+
+
+def test_trees_come_back_as_they_were_or_are_refused(tmp_path):
+    class Pair(NamedTuple):
+        x: Any
+
+    model, state = al.dense(1), {"a": None, "b": (), "c": [jnp.ones(2)]}
+    al.save_model(tmp_path / "m", model, {}, state)
+    _, _, again = al.load_model(tmp_path / "m")
+    assert again["a"] is None
+    assert (again["b"], type(again["c"])) == ((), list)
+    for odd in ({"a": Pair(jnp.ones(1))}, {"a": {0: jnp.ones(1)}}, {"a": 1.0}):
+        with pytest.raises(TypeError, match=r"save_model: a is .* does not come back"):
+            al.save_model(tmp_path / "x", model, {}, odd)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_folder_without_a_model_or_with_a_changed_one(folder, tmp_path):

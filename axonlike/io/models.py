@@ -26,6 +26,7 @@ from axonlike.io.rebuild import Known, rebuilt
 from axonlike.io.weights import fetched, wanted_of, write
 from axonlike.layer import Layer
 from axonlike.params import paths
+from axonlike.paths import join
 from axonlike.transfer import diff
 from axonlike.types import FilePath, Params, PyTree, State
 
@@ -61,6 +62,7 @@ def save_model(
     Raises:
         ValueError: something in the model has no name to find it by, such as a lambda;
             the message has its path.
+        TypeError: params or state are not dicts, tuples and lists of arrays.
 
     Example:
         >>> import tempfile, jax, axonlike as al
@@ -74,18 +76,18 @@ def save_model(
     """
     folder = Path(path)
     described = _checked(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    before = _weights_before(folder)
     weights = f"weights-{secrets.token_hex(4)}.safetensors"
     content = {
         "format": _FORMAT,
         "version": 1,
         "written by": {"axonlike": _version(), "jax": jax.__version__},
         "weights": weights,
-        "params": _skeleton(params),
-        "state": _skeleton(state or {}),
+        "params": _skeleton(params, ""),
+        "state": _skeleton(state or {}, ""),
         "model": described,
     }
+    before = _weights_before(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     write(folder / weights, params, state, "safetensors", max_shard_bytes)
     content["checksum"] = _checksum(content)
     write_text(folder / _FILE, json.dumps(content, indent=1))
@@ -241,16 +243,27 @@ class _Leaf:
         self.dtype, self.shape = dtype, shape
 
 
-def _skeleton(tree: PyTree) -> Any:
+def _skeleton(tree: PyTree, at: str) -> Any:
     """A tree as JSON, with the dtype and shape of each array as text."""
-    if isinstance(tree, dict):
+    if tree is None:
+        return None
+    if isinstance(tree, dict) and all(map(_is_name, tree)):
         items = cast("dict[str, Any]", tree).items()
-        return {name: _skeleton(value) for name, value in items}
-    if isinstance(tree, (tuple, list)):
-        name = "#tuple" if isinstance(tree, tuple) else "#list"
-        return {name: [_skeleton(item) for item in cast("list[Any]", tree)]}
-    shape = ", ".join(map(str, getattr(tree, "shape", ())))
-    return f"{getattr(tree, 'dtype', None)}[{shape}]"
+        return {name: _skeleton(value, join(at, name)) for name, value in items}
+    if type(tree) in (tuple, list):
+        items = enumerate(cast("list[Any]", tree))
+        inner = [_skeleton(item, join(at, str(i))) for i, item in items]
+        return {f"#{type(tree).__name__}": inner}
+    if not hasattr(tree, "shape") or not hasattr(tree, "dtype"):
+        raise TypeError(
+            f"save_model: {at or 'the tree'} is {type(tree).__name__}, which does not come "
+            "back from a file. Use dicts whose keys are names, tuples, lists and arrays."
+        )
+    return f"{tree.dtype}[{', '.join(map(str, tree.shape))}]"
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and not key.startswith("#")
 
 
 def _tree(file: Path, json: Any) -> Any:
@@ -261,6 +274,8 @@ def _tree(file: Path, json: Any) -> Any:
             if name in table and isinstance(table[name], list):
                 return cast(Any, make(_tree(file, item) for item in table[name]))
         return {name: _tree(file, value) for name, value in table.items()}
+    if json is None:
+        return None
     text = json if isinstance(json, str) else ""
     hit = re.fullmatch(r"([a-z0-9_<>]+)\[((?:\d+(?:, )?)*)\]", text)
     if hit is None or not (hit[1] in DTYPES or is_key(hit[1])):

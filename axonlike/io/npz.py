@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ _LONGEST_NOTE = 100_000_000
 _WRONG = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
     RuntimeError, OverflowError, SyntaxError, MemoryError, OSError,
+    LookupError, TypeError, AttributeError, tokenize.TokenError,
 )  # fmt: skip
 
 

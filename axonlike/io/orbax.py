@@ -27,6 +27,7 @@ def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
         shared: `{path: the path of the same array}`.
     """
     ocp = optional("orbax.checkpoint", "save")
+    _check_place(path)
     _check(arrays)
     values = {item.path: item.read() for item in arrays}
     sums = {name: f"{checksum(data):08x}" for name, data in values.items()}
@@ -38,6 +39,20 @@ def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
             writer.save(folder, args=ocp.args.PyTreeSave(tree))
 
     replace_folder(path.absolute(), fill)
+
+
+def _check_place(path: Path) -> None:
+    """Refuses to put a folder in the place of anything but such a folder."""
+    if path.is_dir():
+        inside = {file.name for file in path.iterdir()}
+        free = not inside or "_CHECKPOINT_METADATA" in inside or "_METADATA" in inside
+    else:
+        free = not path.exists()
+    if not free:
+        raise FileExistsError(
+            f"save: {path} is there and no orbax checkpoint, so it is not replaced. "
+            "Choose another path."
+        )
 
 
 def _check(arrays: list[Item]) -> None:

@@ -141,9 +141,23 @@ def _check_config(factory: Any, config: Mapping[str, Any]) -> None:
             f"{factory.__name__} has no option {unknown[0]!r:.40} here. "
             "Update axonlike, or the module that has it."
         )
-    copies = config.get("n", 0)
-    if config.get("stacked") is False and type(copies) is int and copies > _MOST_COPIES:
-        raise ValueError(f"{copies} copies are more than {_MOST_COPIES}")
+    counts = [config.get("num_layers"), *_items(config.get("depths"))]
+    counts += [config.get("n")] if config.get("stacked") is False else []
+    for count in counts:
+        if type(count) is int and count > _MOST_COPIES:
+            raise ValueError(f"{count} copies are more than {_MOST_COPIES}")
+
+
+def _items(value: Any) -> list[Any]:
+    several = isinstance(value, (list, tuple, range))
+    return list(cast("list[Any]", value)) if several else [value]
+
+
+def _range(f: _Fields) -> range:
+    found = range(*f.list("items"))
+    if found[_MOST_COPIES:]:
+        raise ValueError(f"a range of more than {_MOST_COPIES} numbers")
+    return found
 
 
 def _initializer(f: _Fields) -> Initializer:
@@ -235,5 +249,5 @@ _MAKERS: dict[str, Callable[[_Fields], Any]] = {
     "frozenset": _of(frozenset),
     "complex": _of(complex, apart=True),
     "slice": _of(slice, apart=True),
-    "range": _of(range, apart=True),
+    "range": _range,
 }

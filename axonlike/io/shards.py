@@ -33,7 +33,7 @@ def write(
         most: bytes in one file; None: as many as there are.
     """
     index = index_of(path)
-    before = _shards_before(index)
+    before = [shard for shard in _shards_before(index) if shard != path]
     groups = list(_grouped(arrays, most))
     if len(groups) == 1:
         safetensors.write(path, arrays, shared)
@@ -75,7 +75,12 @@ def _write_shards(
     token, count = secrets.token_hex(4), len(groups)
     names: dict[str, str] = {}
     for number, group in enumerate(groups, start=1):
-        shard = f"{path.stem}-{token}-{number:05}-of-{count:05}{path.suffix}"
+        shard = f"{path.stem}-{token}-{number:05}-of-{count:05}.safetensors"
+        if not _is_plain(shard):
+            raise ValueError(
+                f"save: {path.name!r} is no name for several files. Name it without dots "
+                'at its front and without any of \\ / : " < > | ? *.'
+            )
         here = {item.path for item in group}
         again = {name: source for name, source in shared.items() if source in here}
         safetensors.write(path.with_name(shard), group, again)

@@ -195,7 +195,13 @@ def read(path: Path, format: Format) -> dict[str, Entry]:
 
 
 def _format(verb: str, path: FilePath, format: Format | None) -> Format:
-    found = _SUFFIXES.get(Path(path).suffix) if format is None else format
+    suffix = Path(path).suffix
+    if verb == "save" and suffix == ".json":
+        raise ValueError(
+            f"save: {os.fspath(path)!r} is the name of an index, which stands beside what "
+            "is saved. Call it .safetensors, .npz or .orbax."
+        )
+    found = _SUFFIXES.get(suffix) if format is None else format
     if found is None or found not in _SUFFIXES.values():
         raise ValueError(
             f"{verb}: {os.fspath(path)!r} is of no known format. Call it .safetensors, "
