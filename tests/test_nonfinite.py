@@ -263,11 +263,37 @@ def test_the_loss_is_told():
     assert str(report.backward) == "backward: inf in the gradient of loss"
 
 
+def test_a_loss_that_alone_is_not_finite_is_told():
+    def entropy(y, target):  # of the target: nan, and no gradient
+        return jnp.mean(y**2) + jnp.sum(target * jnp.log(target))
+
+    model, target = al.dense(1), jnp.zeros(2)
+    params, state = model.init(KEY, X)
+    reports = [
+        al.locate_nonfinite(model, params, state, X, target, loss=entropy),
+        al.nonfinite_guard(model, entropy)(params, state, X, target).report,
+    ]
+    assert list(map(bool, reports)) == [True, True]
+    assert {str(report) for report in reports} == {"forward: nan in the value of loss"}
+    assert {report.first.path for report in reports} == {"loss"}
+
+
+def test_state_that_is_not_finite_is_listed():
+    model = al.serial(norm=al.batch_norm(), head=al.dense(1))
+    params, state = model.init(KEY, X)
+    state["norm"]["var"] = state["norm"]["var"].at[0].set(jnp.inf)
+    x = jax.random.normal(KEY, (4, X.shape[-1]))
+    report = al.nonfinite_guard(model)(params, state, x, train=True).report
+    assert report and report.first is None
+    assert report.state == ("norm/var",)
+    assert str(report).splitlines()[1] == "not finite in the state: norm/var"
+
+
 def test_params_that_are_not_finite_are_listed():
     path = "stacked/*/dense/bias"
     array = al.select(PARAMS, path)[path].at[2].set(jnp.inf)
     params = put(PARAMS, path.split("/"), array)
-    params = put(params, ["last", "switchable", "on"], jnp.full((), jnp.nan))
+    params = put(params, ["last", "switchable", "on"], jnp.float32(jnp.nan))
     report = al.locate_nonfinite(MODEL, params, STATE, X)
     assert report.params == ("last/switchable/on", "stacked/*/dense/bias")
     assert report.forward.path == "stacked/2/dense"
@@ -341,6 +367,25 @@ def loss(y, target):
     return (y - target) ** 2
 
 
+def test_dead_units_are_those_of_all_examples_that_are_mapped():
+    model = al.vmap(al.serial(dense=al.dense(3), relu=jax.nn.relu))
+    params, state = model.init(KEY, X)
+    params["dense"]["bias"] = jnp.array([-1e9, 0.0, 1e9])
+    x = jnp.concatenate([X, -X])
+    assert al.locate_nonfinite(model, params, state, x).dead_units == {"relu": (0,)}
+    assert al.locate_nonfinite(model, params, state, x[:0]).dead_units == {}
+
+
+def test_a_model_may_be_a_function_and_nothing_else():
+    report = al.locate_nonfinite(jnp.sqrt, {}, {}, -X)
+    assert str(report.forward) == (
+        "forward: nan in the output of the model itself: jax.numpy.sqrt"
+    )
+    for door in (lambda m: al.locate_nonfinite(m, {}, {}, X), al.nonfinite_guard):
+        with pytest.raises(TypeError, match="expected a layer or a function, got int"):
+            door(3)
+
+
 def test_the_guard_returns_what_hand_written_code_does():
     model = al.dense(8) >> al.batch_norm() >> al.dropout(0.5) >> al.dense(4)
     params, state = model.init(KEY, X)
@@ -409,18 +454,13 @@ def test_the_guard_works_in_a_loop_of_steps():
     assert optimizer
 
 
-def test_debug_nans_does_not_get_in_the_way():
-    model = al.serial(body=al.dense(4), log=jnp.log)
-    params, state = model.init(KEY, X)
-    with jax.debug_nans(True):
-        report = al.locate_nonfinite(model, params, state, X)
-    assert report.forward.path == "log"
-
-
 def test_a_second_look_compiles_nothing():
-    al.locate_nonfinite(MODEL, PARAMS, STATE, X)
+    model = al.serial(body=al.dense(3), act=jnp.tanh)
+    params, state = model.init(KEY, X)
+    other = jax.tree.map(lambda a: a * 2, params)
+    al.locate_nonfinite(model, params, state, X)
     with al.max_compiles(0):
-        al.locate_nonfinite(MODEL, spoiled("first/on", (), FORWARD_NAN), STATE, X)
+        al.locate_nonfinite(model, other, state, X)
 
 
 def test_integers_and_keys_are_left_alone():
@@ -468,6 +508,14 @@ def test_a_loss_is_a_function():
 def test_a_loss_is_floating_point():
     with pytest.raises(TypeError, match="loss: expected floating-point numbers, got"):
         al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: y > 0)
+
+
+def test_debug_nans_does_not_get_in_the_way():
+    model = al.serial(body=al.dense(4), log=jnp.log)
+    params, state = model.init(KEY, X)
+    with jax.debug_nans(True):
+        report = al.locate_nonfinite(model, params, state, X)
+    assert report.forward.path == "log"
 
 
 # --- what the guard costs

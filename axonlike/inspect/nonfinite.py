@@ -14,7 +14,7 @@ from axonlike.evaluation import check_key, evaluate
 from axonlike.frame import Run
 from axonlike.inspect.nonfinite_report import NonfiniteReport, Row
 from axonlike.inspect.probe import SILENT, Probe, magnitude
-from axonlike.layer import Layer
+from axonlike.layer import Layer, as_layer
 from axonlike.params import paths
 from axonlike.spec import show
 from axonlike.surgery import trainable
@@ -35,7 +35,7 @@ class Guarded(NamedTuple):
 
 
 def locate_nonfinite(
-    model: Layer,
+    model: Any,
     params: Params,
     state: State,
     x: PyTree,
@@ -52,11 +52,12 @@ def locate_nonfinite(
     layer that made it out of finite numbers; `report.forward` and `report.backward` say its
     path (copies of a repeat or an ensemble by number), the step of a recurrence or the
     number of what is mapped, and whether it is NaN or infinite. It also lists params that
-    are not finite to begin with, params whose gradient is exactly zero (frozen ones left
-    out), and units that are zero in the whole batch.
+    are not finite to begin with, state that is not finite after the run, params whose
+    gradient is exactly zero (frozen ones left out), and units that are zero in the whole
+    batch.
 
     Args:
-        model: any layer.
+        model: any layer, or a function.
         params: of the model.
         state: of the model.
         x: its input.
@@ -71,7 +72,7 @@ def locate_nonfinite(
         As the model's.
 
     Raises:
-        TypeError: the loss is no function, or not of floating point.
+        TypeError: the model is no layer; the loss is no function, or not of floating point.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -84,13 +85,14 @@ def locate_nonfinite(
         >>> report.backward.path, report.backward.what
         ('root', 'inf')
     """
+    model = as_layer(model, "locate_nonfinite")
     measure = _measuring(model, _checked(loss), train, options)
     key = check_key(key, optional=True)
     with jax.debug_nans(False), jax.debug_infs(False):
         return measure(params, state, x, args, key)
 
 
-def nonfinite_guard(model: Layer, loss: Loss | None = None) -> Callable[..., Guarded]:
+def nonfinite_guard(model: Any, loss: Loss | None = None) -> Callable[..., Guarded]:
     """A loss and its gradients, with a report where something is NaN or infinite.
 
     For use in a jitted step: `guard(params, state, x, *args, key=None, train=False)` is a
@@ -100,7 +102,7 @@ def nonfinite_guard(model: Layer, loss: Loss | None = None) -> Callable[..., Gua
     `jax.vmap` a choice runs both of its sides: use it inside of the step.)
 
     Args:
-        model: any layer.
+        model: any layer, or a function.
         loss: `loss(predictions, *args)`, one number or several, whose mean is taken;
             None: the sum of the output.
 
@@ -109,7 +111,7 @@ def nonfinite_guard(model: Layer, loss: Loss | None = None) -> Callable[..., Gua
         grads: those of the params.
 
     Raises:
-        TypeError: the loss is no function, or not of floating point.
+        TypeError: the model is no layer; the loss is no function, or not of floating point.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -122,7 +124,7 @@ def nonfinite_guard(model: Layer, loss: Loss | None = None) -> Callable[..., Gua
         >>> print(out.report.forward)
         forward: nan in the output of root: jax.numpy.sqrt
     """
-    loss = _checked(loss)
+    model, loss = as_layer(model, "nonfinite_guard"), _checked(loss)
 
     def guarded(
         params: Params,
@@ -170,7 +172,7 @@ def _measuring(
         return _made(model, loss, Run(None, train, options))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _known(model: Layer, loss: Any, train: bool, options: Any) -> Callable[..., Any]:
     return _made(model, loss, Run(None, train, dict(options)))
 
@@ -186,12 +188,13 @@ def _made(model: Layer, loss: Loss | None, run: Run) -> Callable[..., Any]:
 
         def objective(params: Params, tokens: Mapping[str, Any]) -> Any:
             probe.tokens = tokens
-            y, _, taken = evaluate(model, params, state, x, watched)
-            return _value(loss, y, args), taken
+            y, after, taken = evaluate(model, params, state, x, watched)
+            return _value(loss, y, args), (after, taken)
 
         differentiated = _value_and_grad(objective, (0, 1))
-        (_, taken), (grads, seen) = differentiated(params, tokens)
+        (value, (after, taken)), (grads, seen) = differentiated(params, tokens)
         rows = [*_of_values(probe, taken), *_of_gradients(probe, seen)]
+        rows += [(Row("loss", "loss", ()), _magnitude(value)), *_of_arrays("state", after)]
         return NonfiniteReport.of([*rows, *_of_params(model, params, grads)])
 
     return jax.jit(measure)
@@ -264,11 +267,14 @@ def _of_params(model: Layer, params: Params, grads: Params) -> list[Measured]:
             value = _by_copy(path, grad)
             kind = "gradient" if free.get(path, True) else "frozen"
             found.append((Row(kind, path, value.shape), value))
-    for path, param in paths(params):
-        if _is_smooth(param):
-            value = _by_copy(path, param)
-            found.append((Row("param", path, value.shape), value))
-    return found
+    return found + _of_arrays("param", params)
+
+
+def _of_arrays(kind: str, tree: PyTree) -> list[Measured]:
+    """The magnitude of each array itself."""
+    smooth = [(path, leaf) for path, leaf in paths(tree) if _is_smooth(leaf)]
+    values = [(path, _by_copy(path, leaf)) for path, leaf in smooth]
+    return [(Row(kind, path, value.shape), value) for path, value in values]
 
 
 def _by_copy(path: str, leaf: Any) -> Array:
