@@ -327,13 +327,9 @@ def lstm():
     def by_hand(p, s, x, *, key=None, train=False):
         q, xs = p["lstm"], jnp.moveaxis(x, 1, 0)
         start = tuple(jnp.zeros((x.shape[0], 16), x.dtype) for _ in "hc")
-        kernels = jnp.split(q["kernel"], 4, -1)
-        parts = [product(xs, kernel, None) for kernel in kernels]
-        biases = jnp.split(q["bias"], 4)
-        xs = tuple(
-            part + jnp.broadcast_to(bias, part.shape)
-            for part, bias in zip(parts, biases, strict=True)
-        )
+        y = product(xs, q["kernel"], None)
+        y = y + jnp.broadcast_to(q["bias"], y.shape)
+        xs = tuple(jnp.split(y, 4, -1))
         _, ys = recurrence(before, after, q, start, xs, None)
         return affine(p["dense"], jnp.moveaxis(ys, 0, 1)[:, -1]), s
 

@@ -56,9 +56,9 @@ def test_200_arrays_are_listed_in_a_fifth_of_a_millisecond():
     assert len(al.paths(tree)) == 200
     times = []
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.thread_time()
         al.paths(tree)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 0.2e-3
 
 
@@ -634,7 +634,7 @@ def test_200_arrays_with_their_model_in_a_fifth_of_a_millisecond():
     assert len(al.paths(tree, model)) == 200
     times = []
     for _ in range(50):
-        start = time.perf_counter()
+        start = time.thread_time()
         al.paths(tree, model)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     assert min(times) < 0.2e-3
