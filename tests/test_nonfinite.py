@@ -284,7 +284,8 @@ def test_state_that_is_not_finite_is_listed():
     state["norm"]["var"] = state["norm"]["var"].at[0].set(jnp.inf)
     x = jax.random.normal(KEY, (4, X.shape[-1]))
     report = al.nonfinite_guard(model)(params, state, x, train=True).report
-    assert report and report.first is None
+    assert report
+    assert report.first is None
     assert report.state == ("norm/var",)
     assert str(report).splitlines()[1] == "not finite in the state: norm/var"
 

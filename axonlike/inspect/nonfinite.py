@@ -194,7 +194,10 @@ def _made(model: Layer, loss: Loss | None, run: Run) -> Callable[..., Any]:
         differentiated = _value_and_grad(objective, (0, 1))
         (value, (after, taken)), (grads, seen) = differentiated(params, tokens)
         rows = [*_of_values(probe, taken), *_of_gradients(probe, seen)]
-        rows += [(Row("loss", "loss", ()), _magnitude(value)), *_of_arrays("state", after)]
+        rows += [
+            (Row("loss", "loss", ()), _magnitude(value)),
+            *_of_arrays("state", after),
+        ]
         return NonfiniteReport.of([*rows, *_of_params(model, params, grads)])
 
     return jax.jit(measure)

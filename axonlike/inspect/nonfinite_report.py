@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """What was measured in one place; one number for each pass."""
 
     kind: str
-    """"forward", "backward", "gradient", "frozen", "param" or "silent"."""
+    """"forward", "loss", "backward", "gradient", "frozen", "param", "state" or "silent"."""
     path: str
     shape: tuple[int, ...]
     entry: Entry | None = None
@@ -49,8 +49,8 @@ class Finding(NamedTuple):
         step = ", ".join(map(str, self.iteration))
         when = f" at iteration {step}" if step else ""
         layer = f": {self.layer}" if self.layer else ""
-        path = self.path or "the model itself"
-        return f"{self.direction}: {self.what} in {self.where} of {path}{when}{layer}"
+        place = f"{self.where} of {_named(self.path)}"
+        return f"{self.direction}: {self.what} in {place}{when}{layer}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class NonfiniteReport:
         """The first value that is not finite; None where all are."""
         events = list(self._events("forward"))
         if not events:
-            return None
+            return self._of_loss()
         first = min(events, key=_time)
         entry = first.entry
         if entry is not None and entry.end == INPUT:
@@ -133,8 +133,12 @@ class NonfiniteReport:
     @cached_property
     def params(self) -> tuple[str, ...]:
         """The paths of params that are not finite themselves."""
-        found = (event.row.path for event in self._events("param"))
-        return tuple(dict.fromkeys(found))
+        return self._paths("param")
+
+    @cached_property
+    def state(self) -> tuple[str, ...]:
+        """The paths of state that is not finite after the run."""
+        return self._paths("state")
 
     @cached_property
     def zero_gradients(self) -> tuple[str, ...]:
@@ -166,9 +170,11 @@ class NonfiniteReport:
         lines = lines or ["all values and gradients are finite"]
         if self.params:
             lines.append(f"not finite themselves: {_listed(self.params)}")
+        if self.state:
+            lines.append(f"not finite in the state: {_listed(self.state)}")
         if self.zero_gradients:
             lines.append(f"zero gradient: {_listed(self.zero_gradients)}")
-        dead = [f"{path} ({len(n)} units)" for path, n in self.dead_units.items()]
+        dead = [f"{_named(p)} ({len(n)} units)" for p, n in self.dead_units.items()]
         return "\n".join([*lines, *([f"always zero: {_listed(dead)}"] if dead else [])])
 
     def __repr__(self) -> str:
@@ -207,10 +213,20 @@ class NonfiniteReport:
                 time = _moment(entry, _passes(entry, row, index))
                 yield _Event(time, row, index, value, entry)
 
+    def _paths(self, kind: str) -> tuple[str, ...]:
+        """The paths of arrays of a kind that are not finite."""
+        return tuple(dict.fromkeys(event.row.path for event in self._events(kind)))
+
     def _home(self, path: str) -> Entry | None:
         """The layer that a param is of: where it was run the first time."""
         found = [e for e in self._entries.values() if e.leaf and _owns(e.site, path)]
         return max(found, key=lambda e: (len(e.site), -e.order), default=None)
+
+    def _of_loss(self) -> Finding | None:
+        """The loss, where it alone is not finite: its gradient may be, as of a constant."""
+        for event in self._events("loss"):
+            return Finding("forward", "loss", _what(event.value), "the value", (), "")
+        return None
 
     def _outside(self, event: _Event, end: str) -> Finding:
         """What was made by no layer: by the code that calls it, or outside of the model."""
@@ -241,6 +257,10 @@ def _time(event: _Event) -> tuple[float, ...]:
 
 def _what(value: float) -> str:
     return "nan" if math.isnan(value) else "inf"
+
+
+def _named(path: str) -> str:
+    return path or "the model itself"
 
 
 def _listed(names: Any) -> str:
@@ -285,7 +305,9 @@ def _place(entry: Entry, passes: tuple[int, ...]) -> tuple[str, tuple[int, ...]]
 def _silent(
     entry: Entry, numbers: np.ndarray[Any, Any]
 ) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """The units of each copy that are zero in all other passes too."""
+    """The units of each copy that are zero in all other passes too; of none, none."""
+    if not numbers.size:
+        return
     others = tuple(i for i, (_, copies) in enumerate(entry.loops) if not copies)
     units = np.asarray((numbers > 0).all(axis=others))
     for index in np.ndindex(*units.shape[:-1]):

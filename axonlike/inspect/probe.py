@@ -107,7 +107,7 @@ class Probe:
         fixed = [jax.lax.stop_gradient(leaves[i]) for i in at]
         found = magnitude(fixed)
         frame.taken[key] = jnp.maximum(frame.taken.get(key, found), found)
-        if end == OUTPUT and entry.leaf and fixed[0].ndim > 1:
+        if end == OUTPUT and entry.leaf and _has_units(fixed[0], entry):
             frame.taken[key + SILENT] = silent_units(fixed[0])
         if key not in self.tokens:
             return value
@@ -118,13 +118,21 @@ class Probe:
         return tree.unflatten(leaves)
 
 
+def _has_units(leaf: Array, entry: Entry) -> bool:
+    """Whether there are examples: on an axis, or each a pass of what is mapped."""
+    mapped = any(not copies for _, copies in entry.loops)
+    return leaf.size > 0 and leaf.ndim + mapped > 1
+
+
 def _passes(frame: Frame) -> tuple[Any, ...]:
     """The numbers of this pass in the loops around it; unrolled ones are in the path."""
     return tuple(index for index in frame.indices if not isinstance(index, int))
 
 
 def _nth(token: Array, frame: Frame) -> Array:
-    """The zero of this pass."""
+    """The zero of this pass; there may be no pass, of nothing that is mapped."""
+    if not token.size:
+        return jnp.zeros((), token.dtype)
     for index in _passes(frame):
         token = cast(Any, jax.lax.dynamic_index_in_dim)(token, index, 0, keepdims=False)
     return token
