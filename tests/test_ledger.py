@@ -215,7 +215,7 @@ def test_what_was_lowered_before_is_compiled_without_a_trace():
         lowered.compile()
     assert (book.traces, book.compiles) == (0, 1)
     assert whys(book) == [
-        "no new trace: other devices, shardings or options of the compiler"
+        "no new trace: another transformation, sharding, device or compiler option"
     ]
 
 
@@ -234,6 +234,47 @@ def test_a_function_that_calls_others_is_one():
         jax.jit(lambda x: inner(x) + jnp.mean(x))(X)
     assert (book.traces, book.compiles) == (1, 1)
     assert book.events[0].why == "first call"
+
+
+def test_what_a_function_calls_does_not_say_why_it_is_traced():
+    inner = jax.jit(lambda x: x + 1)
+    outer = jax.jit(lambda x: inner(x).sum() + inner(x[:2]).sum())
+    with al.ledger() as book:
+        outer(X)
+        outer(X[:, :3])
+    assert [event.why for event in book.events[::2]] == [
+        "first call",
+        "x: float32[3, 4] -> float32[3, 3] (axis 1)",
+    ]
+
+
+def test_operations_have_no_part_in_a_gradient_outside_of_jit():
+    f = jax.jit(lambda x: (x**2).sum())
+    with al.ledger() as book:
+        jax.grad(f)(X)
+    assert {event.function for event in book.events} == {"<lambda>"}
+    assert (book.compiles, book.events[0].why) == (2, "first call")
+
+
+def test_functions_given_to_operations_are_theirs():
+    with al.ledger() as book:
+        for _ in range(2):
+            jax.lax.scan(lambda c, x: (c + x, c), 0.0, X[0])
+        jax.lax.cond(True, lambda x: x, lambda x: x * 2, 1.0)
+    found = [(e.function, e.why[:14]) for e in book.events if e.stage == "compile"]
+    assert found == [
+        ("scan", "first call"), ("scan", "a new function"), ("cond", "first call"),
+    ]  # fmt: skip
+
+
+def test_callables_without_a_name_are_functions():
+    class Doubling:
+        def __call__(self, x):
+            return x * 2
+
+    with al.ledger() as book:
+        jax.jit(Doubling())(X)
+    assert (book.compiles, book.events[0].why) == (1, "first call")
 
 
 def test_the_report():

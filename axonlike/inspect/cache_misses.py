@@ -30,6 +30,7 @@ class Reason(NamedTuple):
     where: str
     function: Any
     """The function itself, or what JAX says of it."""
+    name: str
 
 
 def read(text: str) -> Reason | None:
@@ -41,11 +42,19 @@ def read(text: str) -> Reason | None:
     known = _where_jax_stands("explain")
     function = known.get("fun", lines[-1 if "never seen" in lines[1] else 1].strip())
     if "never seen function" in lines[1]:
-        again = "same line" in text
-        return Reason(AGAIN if again else FIRST, head[1], function)
+        why = AGAIN if "same line" in text else FIRST
+        return Reason(why, head[1], function, _called(lines[2], function))
     settings = [f"{m[1]}: {m[3]} -> {m[2]}" for m in map(_SETTING.match, lines) if m]
     changes = settings or _closest(known) or _told(lines[3:], function)
-    return Reason("; ".join(changes), head[1], function)
+    return Reason("; ".join(changes), head[1], function, _called(lines[1], function))
+
+
+def _called(line: str, function: Any) -> str:
+    """What JAX calls a function; of methods and other callables it says <unknown> here."""
+    name = re.sub(r"^ *(for )?| (id=\d+|defined at .*)", "", line)
+    if name != "<unknown>":
+        return name
+    return getattr(function, "__name__", "<unnamed function>")
 
 
 # --- what JAX tells

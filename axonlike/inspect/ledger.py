@@ -19,7 +19,9 @@ _TRACE = "/jax/core/compile/jaxpr_trace_duration"
 _LOWER = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILE = "/jax/core/compile/backend_compile_duration"
 _LOGGER = "jax._src.interpreters.partial_eval"
-_NO_TRACE = "no new trace: other devices, shardings or options of the compiler"
+_NO_TRACE = "no new trace: another transformation, sharding, device or compiler option"
+_LOOPS = ("scan", "while", "cond")
+"""Operations that run functions; what JAX explains then are those."""
 
 
 class Event(NamedTuple):
@@ -155,7 +157,8 @@ def max_compiles(n: int) -> Ledger:
     """A context manager in which no function may be compiled more than n times.
 
     The compilation that is one too many raises, where it happens. A function that is made
-    anew at a line that made one before counts as the same one. Otherwise as `ledger`.
+    anew at a line that made one before counts as the same one. A gradient outside of
+    `jax.jit` is two compilations, forward and backward. Otherwise as `ledger`.
 
     Args:
         n: how often each function may be compiled; 0: not at all.
@@ -226,7 +229,7 @@ class _Thread(threading.local):
     def __init__(self) -> None:
         self.ledgers: list[Ledger] = []
         self.quiet = True
-        self.said: Reason | None = None
+        self.said: list[Reason] = []
         self.reasons: dict[str, Reason] = {}
         self.operations: set[str] = set()
         self.lowering = 0.0
@@ -239,7 +242,7 @@ _open: list[Ledger] = []
 
 def _listen(ledger: Ledger, *, quiet: bool) -> None:
     if not _thread.ledgers:
-        _thread.quiet, _thread.said = quiet, None
+        _thread.quiet, _thread.said = quiet, []
         _thread.reasons, _thread.operations = {}, set()
     _thread.ledgers.append(ledger)
     with _lock:
@@ -267,7 +270,7 @@ def _explained(record: logging.LogRecord) -> bool:
     reason = read(record.getMessage())
     if reason is None:
         return True
-    _thread.said = reason
+    _thread.said.append(reason)
     return not _thread.quiet
 
 
@@ -286,8 +289,7 @@ def _happened(event: str, duration_secs: float, **kwargs: Any) -> None:
 
 
 def _traced(function: str, seconds: float) -> None:
-    """The last explanation before is that of this trace; operations have none."""
-    reason, _thread.said = _thread.said, None
+    reason = _claimed(function)
     if reason is None:
         _thread.operations.add(function)
         _take(Event("trace", function, "", seconds, ""), None, apart=True)
@@ -297,8 +299,18 @@ def _traced(function: str, seconds: float) -> None:
     _take(Event("trace", function, reason.where, seconds, reason.why), reason)
 
 
+def _claimed(function: str) -> Reason | None:
+    """What was explained of a function, before what it calls; operations have nothing."""
+    for reason in _thread.said:
+        if reason.name == function or function in _LOOPS:
+            _thread.said = []
+            return reason
+    return None
+
+
 def _compiled(function: str, seconds: float) -> None:
-    reason = _thread.reasons.get(function)
+    claimed = _claimed(function)  # of a gradient there is no trace to be told of
+    reason = claimed or _thread.reasons.get(function)
     apart = reason is None and (function in _thread.operations or is_of_jax())
     why = _NO_TRACE if reason is None else reason.why
     if reason is not None:  # what is compiled once more was not traced for that
