@@ -255,6 +255,14 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 def test_options_are_checked(tmp_path):
     with pytest.raises(ValueError, match="weights is 'inside' or 'beside', got 'out'"):
         al.export(al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", weights="out")
+    for platforms in ("cpu", ("gpu",), ()):
+        with pytest.raises(ValueError, match="platforms are some of cpu, cuda, rocm"):
+            al.export(
+                al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", platforms=platforms
+            )
+    file = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match=r"is where the weights go.* Call the file"):
+        al.export(al.dense(2), {}, {}, al.spec("b 3"), file, weights="beside")
 
 
 # --- the models that there are to start from

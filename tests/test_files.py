@@ -479,6 +479,11 @@ def test_formats_are_told_by_name(tmp_path):
         al.load(tmp_path / "none.safetensors", holder(), SPEC)
     with pytest.raises(FileNotFoundError):
         al.load(tmp_path / "none.npz", holder(), SPEC)
+    with pytest.raises(TypeError, match="load: expected a layer after the path"):
+        al.load(tmp_path / "none.npz", tmp_path, SPEC)
+    (tmp_path / "model.json").touch()
+    with pytest.raises(ValueError, match=r"a whole model\. Read it with load_model"):
+        al.load(tmp_path, holder(), SPEC)
     al.save(tmp_path / "m.bin", {"held": jnp.ones((2, 3))}, format="npz")
     al.load(tmp_path / "m.bin", holder(), SPEC, format="npz")
 

@@ -649,7 +649,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_the_tensors_of_pytorch_are_taken_as_they_are():
     torch = pytest.importorskip("torch")
-    for kind in (torch.float32, torch.bfloat16, torch.float16):
+    for kind in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2):
         theirs = {k: torch.tensor(v).to(kind) for k, v in tensors().items()}
         params, _ = NAMES.load(theirs, two_layers(), X, dtype="file")
         wanted = theirs["fc1.weight"].T.float().numpy()

@@ -303,6 +303,10 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
             "generate: 6 tokens need to be kept, and the model keeps 0. Build it with "
             "cache_length=6.",
         ),
+        (
+            {"cache_length": 99, "steps": 31},
+            "generate: 33 tokens have positions, and the model has 16. Write fewer.",
+        ),
         ({"steps": 0}, "generate: steps must be a positive int, got 0."),
         (
             {"temperature": 1.0},
@@ -356,6 +360,14 @@ def test_a_config_is_a_dict_a_file_or_a_folder(folder):
         (
             {"model_type": "llama", "rope_scaling": {"rope_type": "yarn"}},
             "llama: scaling: rope_type should be default, linear or llama3, got 'yarn'.",
+        ),
+        (
+            {"model_type": "llama", "rope_scaling": {"rope_type": "linear"}},
+            "llama: scaling: linear needs 'factor', got {'rope_type': 'linear'}.",
+        ),
+        (
+            {"model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}},
+            "llama: config: partial_rotary_factor should be 1.0, got 0.5.",
         ),
         (
             {"model_type": "vit", "hidden_act": "quick_gelu"},

@@ -335,7 +335,8 @@ def fuse(
     """
     names = _names("fuse", "names of theirs", theirs)
     parts = None if sizes is None else tuple(sizes)
-    if parts is not None and (len(parts) != len(names) or min(parts) < 1):
+    whole = parts is None or all(type(size) is int and size > 0 for size in parts)
+    if not whole or (parts is not None and len(parts) != len(names)):
         raise ValueError(
             f"fuse: expected {len(names)} positive sizes, one for each name, got {parts}."
         )

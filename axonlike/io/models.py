@@ -28,7 +28,7 @@ from axonlike.layer import Layer
 from axonlike.params import paths
 from axonlike.paths import join
 from axonlike.transfer import diff
-from axonlike.types import FilePath, Params, PyTree, State
+from axonlike.types import FilePath, Params, State
 
 _FILE = "model.json"
 _FORMAT = "axonlike model"
@@ -243,23 +243,25 @@ class _Leaf:
         self.dtype, self.shape = dtype, shape
 
 
-def _skeleton(tree: PyTree, at: str) -> Any:
+def _skeleton(tree: Any, at: str) -> Any:
     """A tree as JSON, with the dtype and shape of each array as text."""
+    kind = cast(Any, type(tree))
     if tree is None:
         return None
-    if isinstance(tree, dict) and all(map(_is_name, tree)):
+    if isinstance(tree, dict) and all(map(_is_name, cast("dict[Any, Any]", tree))):
         items = cast("dict[str, Any]", tree).items()
         return {name: _skeleton(value, join(at, name)) for name, value in items}
-    if type(tree) in (tuple, list):
+    if kind in (tuple, list):
         items = enumerate(cast("list[Any]", tree))
         inner = [_skeleton(item, join(at, str(i))) for i, item in items]
-        return {f"#{type(tree).__name__}": inner}
-    if not hasattr(tree, "shape") or not hasattr(tree, "dtype"):
+        return {f"#{kind.__name__}": inner}
+    leaf = cast(Any, tree)
+    if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         raise TypeError(
-            f"save_model: {at or 'the tree'} is {type(tree).__name__}, which does not come "
-            "back from a file. Use dicts whose keys are names, tuples, lists and arrays."
+            f"save_model: {at or 'the tree'} is {kind.__name__}, which does not come back "
+            "from a file. Use dicts whose keys are names, tuples, lists and arrays."
         )
-    return f"{tree.dtype}[{', '.join(map(str, tree.shape))}]"
+    return f"{leaf.dtype}[{', '.join(map(str, leaf.shape))}]"
 
 
 def _is_name(key: Any) -> bool:

@@ -25,6 +25,7 @@ from axonlike.spec import as_spec, is_unknown, names_of, show, size_of
 from axonlike.types import FilePath, Params, PyTree, State
 
 Weights = Literal["inside", "beside"]
+_PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
 def export(
@@ -89,6 +90,12 @@ def export(
     if weights not in ("inside", "beside"):
         raise ValueError(f"export: weights is 'inside' or 'beside', got {weights!r}.")
     target, specs = Path(path), as_spec(spec)
+    _check_platforms(platforms)
+    if weights == "beside" and target.suffix == ".safetensors":
+        raise ValueError(
+            f"export: {target.name} is where the weights go that stand beside the file. "
+            "Call the file .stablehlo."
+        )
     outside = _Outside(params, state) if weights == "beside" else None
     if outside is None:
         run: Callable[..., Any] = partial(model.predict, params, state)
@@ -104,6 +111,15 @@ def export(
     with replacing(target) as file:
         file.write(data)
     return target
+
+
+def _check_platforms(platforms: Any) -> None:
+    wrong = [name for name in platforms if name not in _PLATFORMS]
+    if isinstance(platforms, str) or wrong or not platforms:
+        raise ValueError(
+            f"export: platforms are some of {', '.join(_PLATFORMS)}, in a tuple, got "
+            f"{platforms!r}."
+        )
 
 
 def _serialized(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from axonlike.io import shards
-from axonlike.io.arrays import DTYPES, Array, Entry
+from axonlike.io.arrays import DTYPES, PLAIN, Array, Entry
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
@@ -85,8 +85,8 @@ def _of_array(name: str, value: Any) -> Entry:
 def _array(value: Any) -> Array:
     if not hasattr(value, "detach"):
         return np.asarray(value)
-    tensor = value.detach().cpu().contiguous()
-    if str(tensor.dtype).removeprefix("torch.") in ("bfloat16", "float8_e4m3fn"):
+    tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if str(tensor.dtype).removeprefix("torch.") not in PLAIN.split():
         return np.asarray(cast(Any, jax.dlpack.from_dlpack(tensor)))
     return tensor.numpy()
 

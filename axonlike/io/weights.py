@@ -167,6 +167,11 @@ def load(
         >>> sorted(loaded.report.mismatched)
         ['dense_1/bias', 'dense_1/kernel']
     """
+    given: Any = model
+    if not isinstance(given, Layer):
+        raise TypeError(
+            f"load: expected a layer after the path, got {type(given).__name__}."
+        )
     recorder = recorded(model, as_spec(spec))[1]
     entries = read(Path(path), _format("load", path, format))
     wanted = list(wanted_of(_needs(recorder)))
@@ -208,6 +213,11 @@ def _format(verb: str, path: FilePath, format: Format | None) -> Format:
             ".npz or .orbax, or pass format='safetensors', 'npz' or 'orbax'."
         )
     if format is None and verb == "load" and Path(path).is_dir():
+        if (Path(path) / "model.json").is_file():
+            raise ValueError(
+                f"load: {os.fspath(path)!r} is the folder of a whole model. "
+                "Read it with load_model."
+            )
         return "orbax"
     return found
 

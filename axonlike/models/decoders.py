@@ -254,10 +254,11 @@ LLAMA = mapping(
 
 def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `llama` that a config of transformers stands for."""
-    refuse("llama", config, {"hidden_act": "silu"})
+    refuse("llama", config, {"hidden_act": "silu", "partial_rotary_factor": 1.0})
     rope: Mapping[str, Any] = (
         config.get("rope_parameters") or config.get("rope_scaling") or {}
     )
+    refuse("llama", rope, {"partial_rotary_factor": 1.0})
     return {
         "vocab_size": config.get("vocab_size", 32000),
         "features": config.get("hidden_size", 4096),
@@ -280,19 +281,17 @@ def _frequencies(rope: Mapping[str, Any]) -> Any:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
-    if kind == "linear":
-        return partial(slower, factor=rope["factor"])
-    if kind == "llama3":
-        return partial(
-            llama3_frequencies,
-            factor=rope["factor"],
-            low=rope["low_freq_factor"],
-            high=rope["high_freq_factor"],
-            length=rope["original_max_position_embeddings"],
+    if kind not in _SCALINGS:
+        raise ValueError(
+            f"llama: scaling: rope_type should be default, linear or llama3, got {kind!r}."
         )
-    raise ValueError(
-        f"llama: scaling: rope_type should be default, linear or llama3, got {kind!r}."
-    )
+    function, options = _SCALINGS[kind]
+    lacking = [name for name in options.values() if name not in rope]
+    if lacking:
+        raise ValueError(
+            f"llama: scaling: {kind} needs {lacking[0]!r}, got {dict(rope)}."
+        )
+    return partial(function, **{ours: rope[name] for ours, name in options.items()})
 
 
 def slower(frequencies: Any, *, factor: float) -> Any:
@@ -310,3 +309,18 @@ def llama3_frequencies(
     waves = 2 * math.pi / frequencies
     part = np.clip((length / waves - low) / (high - low), 0, 1)
     return frequencies * (part + (1 - part) / factor)
+
+
+_SCALINGS: dict[str, tuple[Any, dict[str, str]]] = {
+    "linear": (slower, {"factor": "factor"}),
+    "llama3": (
+        llama3_frequencies,
+        {
+            "factor": "factor",
+            "low": "low_freq_factor",
+            "high": "high_freq_factor",
+            "length": "original_max_position_embeddings",
+        },
+    ),
+}
+"""The function of each scaling, and what configs call its arguments."""

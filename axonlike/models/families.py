@@ -171,7 +171,10 @@ def _read(config: Config) -> Mapping[str, Any]:
     path = path if path.suffix == ".json" else path / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"from_config: there is no {path.as_posix()}.")
-    found = loads(path.read_bytes())
+    try:
+        found = loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"from_config: {path} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"from_config: {path} is no table of options.")
     return cast("dict[str, Any]", found)

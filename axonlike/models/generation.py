@@ -12,6 +12,7 @@ from axonlike.errors import ShapeError
 from axonlike.layer import Layer
 from axonlike.layers.checks import positive
 from axonlike.layers.kv_cache import kv_cache
+from axonlike.layers.positions import learned_positions
 from axonlike.spec import show
 from axonlike.tree import layers
 from axonlike.types import Array, Key, Params, State
@@ -48,8 +49,8 @@ def generate(
         output: `(batch, time + steps)`.
 
     Raises:
-        ValueError: the model has no cache, or a smaller one than is needed; or there is
-            a temperature without a key.
+        ValueError: the model has no cache, or a smaller one than is needed, or fewer
+            positions; or there is a temperature without a key.
         ShapeError: the prompt is no batch of tokens, or empty.
 
     Example:
@@ -96,9 +97,17 @@ def _check(model: Layer, tokens: Any, steps: int, temperature: float, key: Any) 
             f"generate: temperature must be 0, or positive with a key, got {temperature} "
             f"and {'no key' if key is None else 'a key'}."
         )
-    found = [each for _, each in layers(model) if each.factory is kv_cache]
-    room = min((cache.config["length"] for cache in found), default=0)
     needed = tokens.shape[1] + steps - 1
+    every = [each for _, each in layers(model)]
+    tables = [each for each in every if each.factory is learned_positions]
+    longest = min((each.config["max_length"] for each in tables), default=needed)
+    if longest < needed:
+        raise ValueError(
+            f"generate: {needed} tokens have positions, and the model has {longest}. "
+            "Write fewer."
+        )
+    found = [each for each in every if each.factory is kv_cache]
+    room = min((cache.config["length"] for cache in found), default=0)
     if room < needed:
         raise ValueError(
             f"generate: {needed} tokens need to be kept, and the model keeps {room}. "
