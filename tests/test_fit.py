@@ -366,6 +366,23 @@ def test_what_is_measured_in_an_epoch_is_that_of_all_its_examples():
     for each in seen:
         assert each["right"] == pytest.approx(whole["right"], abs=1e-6)
         assert each["area"] == pytest.approx(whole["area"], abs=1e-6)
+        assert each["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_short_batches_count_for_what_they_have():
+    def step(state, batch):
+        return state + 1, {"loss": batch["x"].mean()}
+
+    x, seen = np.arange(7.0), []
+    look = al.when("epoch_completed", lambda loop: seen.append(loop.metrics["loss"]))
+    masked = al.batches({"x": x, "mask": x > 1}, 4)
+    nested = [([{"x": x[:4]}], 0), ([{"x": x[4:]}], 0)]
+    al.fit(step, 0, al.batches({"x": x}, 4), epochs=2, callbacks=[look])
+    al.fit(step, 0, [{"x": jnp.asarray(x)}], epochs=1, callbacks=[look])
+    al.fit(lambda s, b: step(s, b[0][0]), 0, nested, epochs=1, callbacks=[look])
+    assert seen == pytest.approx([3.0] * 4)
+    al.fit(step, 0, masked, epochs=1, callbacks=[look])
+    assert seen[-1] == pytest.approx((2 * 1.5 + 3 * 5.0) / 5)
 
 
 def test_numbers_that_are_arrays_are_kept_as_arrays(tmp_path):

@@ -141,6 +141,19 @@ def rows_of(batch: PyTree) -> int:
     return sizes.pop()[0]
 
 
+def count_of(batch: PyTree) -> Any:
+    """How many examples of a batch count; 1 where it does not tell. Waits for nothing."""
+    mask = mask_of(batch)
+    if hasattr(mask, "sum"):
+        return cast(Any, mask).sum()
+    first: Any = batch
+    while isinstance(first, (tuple, list, Mapping)) and first:
+        items = cast(Any, first)
+        first = next(iter(items.values() if isinstance(items, Mapping) else items))
+    shape = getattr(first, "shape", ())
+    return shape[0] if shape else 1
+
+
 class Padded(NamedTuple):
     """A batch of full size, and which of its rows were there before."""
 

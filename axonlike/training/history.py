@@ -42,13 +42,13 @@ class History(Mapping[str, Any]):
         """The steps after which a metric was measured, in order."""
         return np.array(self._column(name)[0], np.int64)
 
-    def since(self, name: str, step: int) -> list[Any]:
-        """The values of a metric that were measured after a step."""
+    def since(self, name: str, step: int) -> list[tuple[int, Any]]:
+        """The values of a metric that were measured after a step, each with its own."""
         steps, values = self._column(name)
         start = len(steps)
         while start and steps[start - 1] > step:
             start -= 1
-        return values[start:]
+        return list(zip(steps[start:], values[start:], strict=True))
 
     def tail(self, name: str, start: int) -> tuple[list[int], list[Any]]:
         """Steps and values of a metric but the first so many."""

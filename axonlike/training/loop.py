@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from axonlike.errors import PathError
+from axonlike.training.batch import count_of
 from axonlike.training.events import EVENTS, Handler, Handlers
 from axonlike.training.feed import Feed
 from axonlike.training.history import History
@@ -77,6 +79,7 @@ class Loop:
         self.validates = plan.validate is not None
         self.take_step, self._feed, self._plan = run, feed, plan
         self._used, self._epoch_began = 0, 0
+        self._weights: list[Any] = []  # how many examples each step of this epoch had
         self._position: str | None = None
         self._merged = Merged(run)
         self._watch = Watch("fit: monitor", plan.monitor, plan.mode)
@@ -91,19 +94,28 @@ class Loop:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Numbers of this epoch: means over its steps, and what was validated last.
+        """Numbers of this epoch: means over its examples, and what was validated last.
 
-        What `train_step` measures is that of all examples of the epoch together. Reading
-        this waits for the last step.
+        A step counts for as many examples as its batch has. What `train_step` measures is
+        that of all of them together. Reading this waits for the last step.
         """
         self._logs.flush()
         means: dict[str, Any] = {}
         for name, value in self.latest.items():
             if not name.startswith(VALIDATION) and isinstance(value, float):
-                values = self.history.since(name, self._epoch_began)
-                means[name] = math.fsum(values) / len(values) if values else math.nan
+                means[name] = self._mean(name)
         last = {k: v for k, v in self.latest.items() if k.startswith(VALIDATION)}
         return {**means, **self._merged.values(), **last}
+
+    def _mean(self, name: str) -> float:
+        """The mean of a metric in this epoch, over examples."""
+        began = self._epoch_began
+        found = self.history.since(name, began)
+        weights = [float(self._weights[step - began - 1]) for step, _ in found]
+        total = math.fsum(weights)
+        pairs = zip(weights, found, strict=True)
+        whole = math.fsum(weight * value for weight, (_, value) in pairs)
+        return whole / total if total else math.nan
 
     def monitored(self, name: str | None, where: str) -> float:
         """The value of a metric; None: `validation_loss`, or else `loss`."""
@@ -149,6 +161,7 @@ class Loop:
                 "epoch": self.epoch,
                 "used": self._used,
                 "epoch_began": self._epoch_began,
+                "weights": np.array(self._weights, np.float64),
                 "validated_at": self._validated_at,
                 "watch": self._watch.get_state(),
                 "position": self._feed.position(),
@@ -163,6 +176,7 @@ class Loop:
         self.state = state
         self.step, self.epoch, self._used = own["step"], own["epoch"], own["used"]
         self._epoch_began, self._validated_at = own["epoch_began"], own["validated_at"]
+        self._weights = np.asarray(own.get("weights", np.ones(self._used))).tolist()
         self._watch.set_state(own["watch"])
         self._position = own["position"]
         self.latest, self.counts = dict(own.get("latest", {})), Counter(own["counts"])
@@ -195,7 +209,7 @@ class Loop:
         batches = self._feed.open(self.epoch, self._used, self._position)
         self._position = None
         if not self._used:
-            self._epoch_began = self.step
+            self._epoch_began, self._weights = self.step, []
             self._merged.clear()
             self._fire("epoch_started")
             self._settle()
@@ -216,6 +230,7 @@ class Loop:
         on_step, clock = self._events["step_completed"], time.monotonic
         every, visible, due = self._plan.validate_every, self._display.visible, 0.0
         merge, counts = self._merged.add if self._merged else None, self.counts
+        weigh = self._weights.append
         for each in batches:
             self.batch = batch = take(each)
             self.state, logs = run(self.state, batch)
@@ -223,6 +238,7 @@ class Loop:
                 check(logs)
             self.step += 1
             self._used += 1
+            weigh(count_of(batch))
             push(self.step, logs)
             if merge is not None:
                 merge(logs)
