@@ -209,9 +209,10 @@ def _read(layer: Any, places: Mapping[str, Any]) -> tuple[str, list[Item]]:
     items = [*below, *_items(layer, places, without="f")]
     if layer.kind == "repeat":
         return _repeated(layer, inner), items
-    if not layer.transparent or body.kind == "serial":
-        return headline(layer), items
-    return headline(layer).removesuffix("...)") + f"{inner})", items
+    head, own = headline(layer), layer.transparent or layer.indexed
+    if body.kind == "serial" or not own or not head.endswith("...)"):
+        return head, items
+    return head.removesuffix("...)") + f"{inner})", items
 
 
 def _repeated(layer: Any, inner: str) -> str:

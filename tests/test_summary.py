@@ -400,6 +400,14 @@ def test_a_model_that_was_not_built_has_a_table_where_keras_says_unbuilt():
 # --- what stands in the rows
 
 
+def test_a_wrapper_of_copies_shows_what_it_wraps():
+    model = al.serial(a=al.ensemble(al.dense(2), 3), b=al.ensemble(al.residual(abs), 2))
+    assert str(model).splitlines()[1:] == [
+        "  a: ensemble(n=3, dense(features=2))",
+        "  b: ensemble(n=2, residual(abs))",
+    ]
+
+
 def test_named_dims_stay_named():
     table = al.summary(al.flatten() >> al.dense(2), al.spec("batch 3 4"))
     assert [r["output"] for r in table.rows] == [
@@ -522,6 +530,18 @@ def test_equal_siblings_are_one_row():
     assert (first["n"], first["label"]) == (5, "b0 .. b4 x 5")
     assert [row["label"] for row in inner] == ["dense", "tanh"]
     assert inner[0]["params"] == 5 * 72 == table.total("params")
+
+
+def test_siblings_with_a_tie_or_a_frozen_layer_in_them_are_rows_of_their_own():
+    block = al.serial(al.dense(3), al.dense(3), al.dense(3))
+    model = al.serial(a=block, b=block, c=block)
+    tied = al.tie(model, {"b/dense_1/kernel": "a/dense_1/kernel"})
+    rows = {row["path"]: row for row in al.summary(tied, al.spec("b 3")).rows}
+    assert rows["b/dense_1"]["tied_to"] == ["a/dense_1/kernel"]
+    assert [rows[name]["n"] for name in ("a/dense", "b/dense", "c/dense")] == [3, 1, 3]
+    still = al.summary(al.freeze(model, "b/dense_1"), al.spec("b 3"))
+    frozen = {row["path"]: row["frozen"] for row in still.rows if row["frozen"]}
+    assert frozen == {"b/dense_1": 12}
 
 
 def test_siblings_of_other_shapes_are_rows_of_their_own():

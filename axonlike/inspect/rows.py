@@ -66,7 +66,8 @@ def tree(model: Any) -> Row:
             homes[()] = _Home(model, spot.places, row, "", 1)
             continue
         parent = homes[spot.chain[:-1]]
-        step, n = ("*", parent.layer.config["n"]) if parent.layer.indexed else ("", 1)
+        above = parent.layer
+        step, n = ("*", above.plain.config["n"]) if above.indexed else ("", 1)
         prefix, copies = join(parent.prefix, step), parent.copies * n
         path = parent.places[spot.chain[-1]].path
         if path:
@@ -133,9 +134,16 @@ def folded(row: Row) -> Row:
 
 
 def _alike(a: Row, b: Row) -> bool:
-    same = a.layer.named(None) == b.layer.named(None) and not (a.tied_to or b.tied_to)
+    """Whether one row says all there is to say of both, and of what is in them."""
+    same = a.layer.named(None) == b.layer.named(None)
     same = same and show(a.spec) == show(b.spec) and _chained(a, b)
-    return same and all(a.sums[what] == b.sums[what] for what in ("frozen", "flops"))
+    return same and _costs_alike(a, b)
+
+
+def _costs_alike(a: Row, b: Row) -> bool:
+    same = all(a.sums[what] == b.sums[what] for what in ("params", "frozen", "flops"))
+    same = same and len(a.below) == len(b.below) and not (a.tied_to or b.tied_to)
+    return same and all(map(_costs_alike, a.below, b.below))
 
 
 def _chained(a: Row, b: Row) -> bool:
