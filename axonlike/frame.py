@@ -391,9 +391,9 @@ def _again(path: str, use: int | None) -> str:
 
 def _is_shared(layer: Any) -> bool:
     """Whether a layer runs its body several times, which its site does not tell."""
-    while layer.transparent and layer.kind != "shared":
+    while layer.transparent and layer.plain.kind != "shared":
         layer = layer.children["f"]
-    return layer.kind == "shared"
+    return layer.plain.kind == "shared"
 
 
 def check_state(before: State, after: Any, kind: str) -> State:

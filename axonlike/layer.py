@@ -120,6 +120,7 @@ class Layer:
     indexed: bool = False
     view: View | None = None
     replaced: frozenset[str] = frozenset()
+    made_of: Layer | None = None
     identity: Any = field(init=False)
     hash: int = field(init=False)
     options: frozenset[str] = field(init=False)
@@ -227,6 +228,11 @@ class Layer:
         )
 
     # --- the record
+
+    @property
+    def plain(self) -> Layer:
+        """This layer, or the one that its factory made it of: it tells how it is run."""
+        return self.made_of or self
 
     def named(self, name: str | None) -> Layer:
         """The same layer under another name; None for an automatic one.
@@ -562,7 +568,7 @@ def _build(
         if made.view is not None:  # others know a tie, frozen or mixed by its factory
             made = OPERATORS["serial"](made)
         fields = {"transparent": False, "stem": kind, "partial": False}
-        return replace(made, **common, **fields)
+        return replace(made, **common, **fields, made_of=made.plain)
     pair = isinstance(made, tuple) and len(cast("tuple[Any, ...]", made)) == 2
     if pair or isinstance(made, Cell):
         return _leaf(common, cast(Any, made))

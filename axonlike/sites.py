@@ -80,10 +80,11 @@ def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
             known[plain] = None
         if layer.indexed:
             known[join(plain, "*")] = None
-            stacked = layer.factory is not repeat or layer.config["stacked"]
-            mode = "vmap" if layer.factory is ensemble else "scan"
+            lifted = layer.plain
+            stacked = lifted.factory is not repeat or lifted.config["stacked"]
+            mode = "vmap" if lifted.factory is ensemble else "scan"
             found[join(plain, "*")] = Copies(
-                layer.config["n"], mode if stacked else "unrolled"
+                lifted.config["n"], mode if stacked else "unrolled"
             )
     return found, list(known)
 

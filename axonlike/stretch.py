@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from axonlike.combinators.basic import one_input
-from axonlike.combinators.lifted import cond, ensemble, switch, vmap
+from axonlike.combinators.lifted import cond, ensemble, repeat, switch, vmap
 from axonlike.combinators.over_time import scan
 from axonlike.frame import Frame
 from axonlike.layer import Layer, Node, as_layer, layer
@@ -131,7 +131,7 @@ def _check_open(model: Layer, start: Target) -> None:
     closed = [
         spot.layer.kind
         for spot in every
-        if spot.layer.factory in _AS_ONE or spot.layer.config.get("tied") is True
+        if spot.layer.plain.factory in _AS_ONE or _is_tied(spot.layer.plain)
         if spot.owns(site) and site not in spot.paths
     ]
     if not any(site in spot.paths for spot in every):
@@ -141,6 +141,10 @@ def _check_open(model: Layer, start: Target) -> None:
             f"between: {start.path!r} is inside of a {closed[0]}, which runs as one. "
             f"Begin before or after the {closed[0]}."
         )
+
+
+def _is_tied(layer: Layer) -> bool:
+    return layer.factory is repeat and layer.config["tied"]
 
 
 _AS_ONE = (cond, ensemble, scan, switch, vmap)

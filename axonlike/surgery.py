@@ -367,8 +367,9 @@ def _copy(model: Layer, params: Params, state: State, step: str, path: str) -> M
         model = model.children["f"]
     if not model.indexed:
         raise PathError("submodel", path, (), f"{model.headline} has no copies.")
-    if int(step) >= model.config["n"]:
-        raise PathError("submodel", path, (), f"There are {model.config['n']} copies.")
+    number = model.plain.config["n"]
+    if int(step) >= number:
+        raise PathError("submodel", path, (), f"There are {number} copies.")
     body = (
         serial(model.children["f"])
         if model.children["f"].name

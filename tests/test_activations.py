@@ -374,3 +374,43 @@ def test_params_that_are_spread_over_devices():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+# --- layers of one's own around copies
+
+
+@al.layer
+def tower(depth, stacked=True):
+    return al.repeat(al.residual(al.dense(4, name="d")), depth, stacked=stacked)
+
+
+@al.layer
+def members(depth):
+    return al.ensemble(al.dense(4, name="d"), depth)
+
+
+@pytest.mark.parametrize("made", [tower(3), tower(3, stacked=False), members(3)])
+def test_copies_in_a_factory_of_ones_own(made):
+    model = al.serial(body=made)
+    plain = al.serial(body=made.plain)
+    x = jnp.arange(8.0).reshape(2, 4) / 8
+    params, state = model.init(jax.random.key(0), x)
+    read, same = (
+        jax.jit(al.compile([m["body/*/d"], m["body/-1/d"]])) for m in (model, plain)
+    )
+    every, last = read(params, state, x)
+    assert every.shape == (3, 2, 4)
+    assert jnp.array_equal(every[-1], last)
+    assert jnp.array_equal(every, same(params, state, x)[0])
+    assert al.summary(model, x).total("params") == 3 * 20
+    assert "3" in al.diagram(model, x).mermaid
+    assert al.submodel(model, params, state, "body/1")[1]["d"]["kernel"].shape == (4, 4)
+
+
+def test_a_choice_in_a_factory_of_ones_own_runs_as_one():
+    @al.layer
+    def choice():
+        return al.cond(lambda x: x.sum() > 0, al.dense(4, name="f"), al.identity)
+
+    with pytest.raises(ValueError, match=r"'c/f' is inside of a choice, which runs as"):
+        al.between(al.serial(c=choice(), head=al.dense(2)), "c/f", "output")

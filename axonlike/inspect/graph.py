@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import jax
 
+from axonlike.combinators.lifted import ensemble, repeat
 from axonlike.evaluation import evaluate, recorded
 from axonlike.frame import Run
 from axonlike.inspect.boxes import Cluster, Edge, Graph, Node
@@ -202,7 +203,8 @@ class _Builder:
         above = self._above[-2].layer.kind if len(self._above) > 1 else ""
         if not entry.name and not (kind in _WRAPPERS and above):
             return into
-        copies = entry.layer.config["n"] if kind in ("repeat", "ensemble") else 1
+        lifted = entry.layer.plain
+        copies = lifted.config["n"] if lifted.factory in (repeat, ensemble) else 1
         if not entry.name and above in _WRAPPERS:
             into.title = f"{into.title.rstrip(')')}, {kind})"
             if "(" not in into.title:
