@@ -475,6 +475,9 @@ def test_formats_are_told_by_name(tmp_path):
         al.save("m.npz", {}, format="pickle")
     with pytest.raises(ValueError, match="max_shard_bytes=5 is for safetensors"):
         al.save("m.npz", {}, max_shard_bytes=5)
+    for most in (0, "5"):
+        with pytest.raises(ValueError, match="max_shard_bytes must be a positive int"):
+            al.save(tmp_path / "m.safetensors", {}, max_shard_bytes=most)
     with pytest.raises(FileNotFoundError):
         al.load(tmp_path / "none.safetensors", holder(), SPEC)
     with pytest.raises(FileNotFoundError):

@@ -496,6 +496,8 @@ def test_what_is_no_mapping():
         al.mapping({"h.{n}.fc": "blocks/0/fc"})
     with pytest.raises(ValueError, match="fuse and split of one rule need one axis"):
         al.mapping({al.fuse(["a", "b"], axis=0): al.split(["c", "d"], axis=1)})
+    with pytest.raises(TypeError, match=r"mapping: expected a dict, .*got list"):
+        al.mapping([("a", "b")])
     with pytest.raises(TypeError, match=r"expected {name of theirs: path of ours}"):
         al.mapping({"a": 3})
     with pytest.raises(TypeError, match="split: expected paths of ours, got 'ab'"):
@@ -512,6 +514,13 @@ def test_what_is_no_mapping():
     names = al.mapping({"a": al.split(["body", "had"], axis=0)})
     with pytest.raises(ValueError, match=r"which the model has not\. Nearest: 'head'"):
         names.load(tensors(), two_layers(), X)
+
+
+def test_what_has_no_values_is_not_saved(tmp_path):
+    model = two_layers()
+    shapes = jax.eval_shape(lambda key: model.init(key, X), jax.random.key(0))
+    with pytest.raises(TypeError, match="has no values, only a shape"):
+        NAMES.save(tmp_path / "m.safetensors", model, *shapes)
 
 
 def test_params_that_are_not_the_models_are_not_saved(tmp_path):
@@ -537,6 +546,28 @@ def test_params_that_are_not_the_models_are_not_saved(tmp_path):
 
 
 # --- dtypes
+
+
+def test_weights_are_not_cut_to_ints():
+    for dtype in ("int8", "bool", "junk"):
+        with pytest.raises(ValueError, match=f"floating-point numbers, got '{dtype}'"):
+            NAMES.load(tensors(), two_layers(), X, dtype=dtype)
+
+
+def test_numbers_whose_bytes_are_in_the_other_order(tmp_path):
+    wanted, _ = NAMES.load(tensors(), two_layers(), X)
+    swapped = {k: v.astype(v.dtype.newbyteorder()) for k, v in tensors().items()}
+    params, state = NAMES.load(swapped, two_layers(), X)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    NAMES.save(
+        tmp_path,
+        two_layers(),
+        params,
+        state,
+        like=swapped | {"more": swapped["fc2.bias"]},
+    )
+    again = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(again["more"], tensors()["fc2.bias"])
 
 
 def test_dtypes_are_kept_or_converted_as_asked(tmp_path):

@@ -94,7 +94,7 @@ def items(trees: Mapping[str, PyTree], native: frozenset[str]) -> Iterator[Item]
     found: set[str] = set()
     for suffix, tree in trees.items():
         for path, array in paths(tree):
-            _check(path, array)
+            check(path, array)
             for item in _items(path, array, native):
                 name = item.path + suffix if item.path in found else item.path
                 if name in found:
@@ -125,7 +125,7 @@ def _items(path: str, array: Any, native: frozenset[str]) -> Iterator[Item]:
         yield Item(name, dtype, stored, shape, partial(read, index), here)
 
 
-def _check(path: str, array: Any) -> None:
+def check(path: str, array: Any) -> None:
     """Refuses what is no array whose numbers can be had here."""
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TypeError(

@@ -57,6 +57,17 @@ def differences(
             yield Difference(f"{ours}: {name!r} should be {text}, got {entry}. {hint}")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Refuses a dtype for weights that is not one of floating-point numbers."""
+    known = dtype is None or (isinstance(dtype, str) and dtype in ("file", *DTYPES))
+    known = known or not isinstance(dtype, str)
+    if not known or (dtype not in (None, "file") and not _is_float(dtype)):
+        raise ValueError(
+            f"mapping: dtype is 'file', None or one of floating-point numbers, got "
+            f"{dtype!r}."
+        )
+
+
 def _is_float(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating))
 

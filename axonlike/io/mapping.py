@@ -14,10 +14,17 @@ from axonlike.errors import nearest
 from axonlike.evaluation import recorded
 from axonlike.initialize import Recorder, arrays_of
 from axonlike.io import safetensors, shards
-from axonlike.io.arrays import Entry
+from axonlike.io.arrays import Entry, check
 from axonlike.io.carry import check_copies, check_ties, getter, items, lacks, read
 from axonlike.io.conventions import Convention, changes
-from axonlike.io.differences import Difference, differences, missing, refuse, unnamed
+from axonlike.io.differences import (
+    Difference,
+    check_dtype,
+    differences,
+    missing,
+    refuse,
+    unnamed,
+)
 from axonlike.io.links import AnyLink
 from axonlike.io.resolve import modules_of, resolve
 from axonlike.io.rules import Fuse, Rule, Split, Tied, rule_of
@@ -94,6 +101,7 @@ class WeightMapping:
             ValueError: files and model differ: everything that does is listed; or a file
                 is damaged, or a pickle.
         """
+        check_dtype(dtype)
         entries = self._entries(files)
         recorder = recorded(model, as_spec(spec))[1]
         links, found = self._compared(model, recorder, entries, dtype)
@@ -137,6 +145,7 @@ class WeightMapping:
         Raises:
             ValueError: files and model differ, unless `strict` is false.
         """
+        check_dtype(dtype)
         recorder = recorded(model, as_spec(spec))[1]
         found = self._compared(model, recorder, self._entries(files), dtype)[1]
         if strict:
@@ -176,6 +185,8 @@ class WeightMapping:
         """
         entries = {} if like is None else tensors(like)
         every = paths(params), paths(state)
+        for item in [*every[0], *every[1]]:
+            check(*item)
         modules = modules_of(model, *every)
         links, bare = resolve(list(self._named(entries)), modules, self._changed)
         found = [unnamed(slot, layer) for slot, layer in bare]
@@ -285,6 +296,12 @@ def mapping(
         >>> params["blocks"]["*"]["kernel"].shape, params["head"]["kernel"].shape
         ((2, 4, 4), (4, 2))
     """
+    given: Any = rules
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"mapping: expected a dict, {{name of theirs: path of ours}}, got "
+            f"{type(given).__name__}."
+        )
     made = [rule_of(theirs, ours) for theirs, ours in rules.items()]
     globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
     return WeightMapping(made, prefix, globs, changes(conventions or {}))

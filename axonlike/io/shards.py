@@ -32,6 +32,8 @@ def write(
         shared: `{path: the path of the same array}`.
         most: bytes in one file; None: as many as there are.
     """
+    if most is not None and (type(most) is not int or most < 1):
+        raise ValueError(f"save: max_shard_bytes must be a positive int, got {most!r}.")
     index = index_of(path)
     before = [shard for shard in _shards_before(index) if shard != path]
     groups = list(_grouped(arrays, most))

@@ -75,7 +75,8 @@ def _file(file: Any) -> Path:
 
 def _of_array(name: str, value: Any) -> Entry:
     """An array, NumPy's, JAX's or PyTorch's, as an entry of a file."""
-    kind = str(getattr(value, "dtype", "")).removeprefix("torch.")
+    dtype = getattr(value, "dtype", "")
+    kind = getattr(dtype, "name", str(dtype)).removeprefix("torch.")
     if kind not in DTYPES or not hasattr(value, "shape"):
         what = f"{type(value).__name__} {kind}".rstrip()
         raise TypeError(f"mapping: {name!r} is {what}, not an array of numbers.")
@@ -84,7 +85,8 @@ def _of_array(name: str, value: Any) -> Entry:
 
 def _array(value: Any) -> Array:
     if not hasattr(value, "detach"):
-        return np.asarray(value)
+        array = np.asarray(value)
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
     tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
     if str(tensor.dtype).removeprefix("torch.") not in PLAIN.split():
         return np.asarray(cast(Any, jax.dlpack.from_dlpack(tensor)))

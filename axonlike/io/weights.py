@@ -85,9 +85,9 @@ def save(
         https://huggingface.co/docs/safetensors; orbax: https://orbax.readthedocs.io.
     """
     chosen = _format("save", path, format)
-    if max_shard_bytes is not None and (chosen != "safetensors" or max_shard_bytes < 1):
+    if max_shard_bytes is not None and chosen != "safetensors":
         raise ValueError(
-            f"save: max_shard_bytes={max_shard_bytes!r} is for safetensors, and positive."
+            f"save: max_shard_bytes={max_shard_bytes!r} is for safetensors."
         )
     write(Path(path), params, state, chosen, max_shard_bytes)
 
