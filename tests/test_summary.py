@@ -332,7 +332,7 @@ def test_totals_do_not_mix_in_the_optimizer_as_keras_does():
     table = al.summary(model, al.spec("b 3"), optimizer=optax.adam(1e-3))
     totals = [table.total(w) for w in ("params", "trainable", "frozen", "state")]
     assert totals == [16 + 8 + 10, 16 + 8, 10, 8]
-    assert table.total("optimizer") == 2 * 4 * table.total("params") + 4  # and a count
+    assert table.total("optimizer") == 2 * 4 * 24 + 4  # and a count; none for frozen
     assert table.total("bytes") == 4 * table.total("params")
 
 
@@ -361,6 +361,19 @@ def test_rows_are_in_the_order_of_the_model_where_linens_are_alphabetical():
     model = al.serial(z=al.dense(2), a=al.dense(2), m=al.dense(3))
     rows = al.summary(model, al.spec("b 2")).rows
     assert [row["path"] for row in rows] == ["z", "a", "m"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [al.dense(4), al.residual(al.dense(4)), al.repeat(al.dense(4), 3),
+     al.ensemble(al.dense(4), 2), al.dense(4) >> abs],
+)  # fmt: skip
+def test_a_model_returns_the_same_bytes_as_it_does_inside_of_another(layer):
+    sums = [
+        al.summary(model, al.spec("2 4")).total("activations")
+        for model in (layer, al.serial(inner=layer))
+    ]
+    assert sums[0] == sums[1] > 0
 
 
 def test_what_is_inside_of_a_scan_has_rows_where_linen_captures_the_top_alone():
@@ -653,12 +666,51 @@ def test_the_dict_is_json():
         ),
         ({"sizes": {"c": 2}}, "summary: sizes: nothing is called 'c'"),
         ({"sizes": {"b": 0}}, "summary: the size of 'b' must be a positive int, got 0"),
+        ({"sizes": {"b": True}}, "summary: the size of 'b' must be a positive int"),
+        ({"sizes": ["b"]}, "summary: sizes: expected {name: size}, got ["),
         ({"depth": 0}, "summary: depth must be a positive int, got 0"),
+        ({"depth": True}, "summary: depth must be a positive int, got True"),
+        ({"columns": "path"}, "expected a list, got 'path'. Write ['path']."),
+        ({"columns": []}, "summary: columns: expected at least one name, got none."),
+        ({"optimizer": "adam"}, "summary: expected an optimizer of optax, got str."),
+        (
+            {"params": {"bias": jnp.ones(3), "kernel": jnp.ones((3, 2))}},
+            "summary: params: bias: expected "
+            "float32[2], got float32[3]. Pass params of this model and spec.",
+        ),
+        (
+            {"params": {"bias": 1.0, "kernel": 1.0}},
+            "bias: expected float32[2], got float.",
+        ),
     ],
 )
 def test_mistakes_are_told_at_once(options, message):
-    with pytest.raises((al.PathError, ValueError), match=re.escape(message)):
+    with pytest.raises((al.PathError, TypeError, ValueError), match=re.escape(message)):
         al.summary(al.dense(2), al.spec("b 3"), **options)
+
+
+def test_a_model_may_be_a_function_and_nothing_else():
+    assert al.summary(jnp.sin, al.spec("b 3")).total("flops") == 3
+    assert "jax.numpy.sin on float32[b, 3]" in al.explain(jnp.sin, al.spec("b 3"))
+    for door in (al.summary, al.explain):
+        with pytest.raises(TypeError, match="expected a layer or a function, got int"):
+            door(3, al.spec("b 3"))
+    with pytest.raises(TypeError, match="explain: expected a path, got int"):
+        al.explain(jnp.sin, al.spec("b 3"), 3)
+
+
+def test_a_width_is_a_positive_number():
+    table = al.summary(al.dense(2), al.spec("b 3"))
+    with pytest.raises(ValueError, match="text: width must be a positive int, got 0"):
+        table.text(0)
+
+
+def test_an_optimizer_keeps_what_a_training_step_keeps():
+    model, optimizer = al.frozen(al.dense(8)) >> al.dense(2), optax.adam(1e-3)
+    table = al.summary(model, al.spec("b 4"), optimizer=optimizer)
+    step = al.train_step(model, lambda y, batch: jnp.mean(y**2), optimizer)
+    ts = step.start(*model.init(jax.random.key(0), al.spec("b 4")))
+    assert table.total("optimizer") == al.nbytes(ts.opt_state)
 
 
 def test_a_total_that_there_is_not_is_told():

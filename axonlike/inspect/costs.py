@@ -23,7 +23,9 @@ _OPAQUE = ("reduce", "scatter", "select_and", "sort")
 
 def forward_costs(jaxpr: Any) -> Costs:
     """FLOPs, and bytes that layers return, by path."""
-    return _Walk().costs(jaxpr.jaxpr)
+    total = _Walk().costs(jaxpr.jaxpr).copy()
+    total["activations", ""] += _returned(jaxpr.jaxpr)
+    return total
 
 
 def inner(equation: Any) -> list[Any]:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from axonlike.blame import place, steps
 from axonlike.errors import PathError
 from axonlike.frame import Frame, Run
 from axonlike.initialize import Recorder, param_path, run_abstract
 from axonlike.inspect.suggest import suggestions
-from axonlike.layer import Layer
+from axonlike.layer import as_layer
 from axonlike.names import walk
 from axonlike.spec import as_spec, show
 from axonlike.types import PyTree
 
 
-def explain(model: Layer, spec: PyTree, path: str | None = None) -> str:
+def explain(model: Any, spec: PyTree, path: str | None = None) -> str:
     """How the shape at a layer comes about: the trail of specs that leads there.
 
     Written as errors write it, one line for each layer around. A model that fails before
     is explained up to where it fails, with what may be meant instead.
 
     Args:
-        model: any layer.
+        model: any layer, or a function.
         spec: what stands for the input, as for `init`.
         path: of a layer in the model, `f#1` for a second use; one copy of a stacked repeat
             stands for all. None: all of the model.
@@ -36,6 +36,7 @@ def explain(model: Layer, spec: PyTree, path: str | None = None) -> str:
 
     Raises:
         PathError: there is no such layer.
+        TypeError: the model is no layer, or the path no text.
 
     Example:
         >>> import jax, axonlike as al
@@ -45,7 +46,9 @@ def explain(model: Layer, spec: PyTree, path: str | None = None) -> str:
           trail: input float32[b, 4] -> body
           trail in body: input float32[b, 4] -> dense float32[b, 8] -> relu float32[b, 8]
     """
-    specs = as_spec(spec)
+    model, specs = as_layer(model, "explain"), as_spec(spec)
+    if path is not None and not isinstance(cast(Any, path), str):
+        raise TypeError(f"explain: expected a path, got {show(path)}.")
     known = ["", *(below for below, _ in walk(model, model.places, "", every=True))]
     wanted = path or ""
     if not any(_means(param_path(wanted), site) for site in known):

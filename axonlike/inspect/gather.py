@@ -7,16 +7,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 
 from axonlike.combinators.tying import ties
-from axonlike.errors import PathError
+from axonlike.errors import PathError, ShapeError
 from axonlike.initialize import Recorder, arrays_of, put
 from axonlike.inspect.costs import Costs, forward_costs, kept_costs
 from axonlike.inspect.flow import connect, sources
 from axonlike.inspect.rows import Finder, Row
 from axonlike.inspect.trace import Call
-from axonlike.params import paths
-from axonlike.spec import is_unknown, names_of, size_of
+from axonlike.params import partition, paths
+from axonlike.spec import is_unknown, names_of, show, size_of
 from axonlike.surgery import trainable
 from axonlike.types import PyTree
 
@@ -53,7 +54,15 @@ def arrays(recorder: Recorder, params: PyTree) -> Arrays:
         raise PathError("summary: params", path, ours, "Pass what init returned.")
     for path in sorted(ours.keys() - theirs.keys()):
         raise PathError("summary: init's params", path, theirs, "It is missing.")
+    for path, wanted in ours.items():
+        _check_shape(path, wanted, theirs[path])
     return Arrays(jax.tree.map(_struct, params), state)
+
+
+def _check_shape(path: str, wanted: Any, got: Any) -> None:
+    if getattr(got, "shape", None) != wanted.shape:
+        where, hint = f"summary: params: {path}", "Pass params of this model and spec."
+        raise ShapeError(where, show(wanted), show(got), hint)
 
 
 def _struct(array: Any) -> Any:
@@ -76,6 +85,22 @@ def count_arrays(finder: Finder, model: Any, made: Arrays) -> None:
         row = finder.of_array(target)
         if not row.tied_to or target in row.paths:
             row.tied_to.append(source)
+
+
+def memory(optimizer: Any, model: Any, made: Arrays) -> int:
+    """Bytes that an optimizer keeps for the params that are trained, as in `train_step`."""
+    if not hasattr(optimizer, "init"):
+        raise TypeError(
+            f"summary: expected an optimizer of optax, got {show(optimizer)}. "
+            "Write optax.adam(1e-3)."
+        )
+    free = dict(paths(trainable(model, made.params)))
+
+    def is_trained(path: str, array: Any) -> bool:
+        return free[path] and jnp.issubdtype(array.dtype, jnp.inexact)
+
+    trained, _ = partition(made.params, is_trained)
+    return nbytes(jax.tree.leaves(jax.eval_shape(optimizer.init, trained)))
 
 
 def nbytes(specs: Iterable[Any]) -> int:
@@ -105,14 +130,21 @@ class Sizes(NamedTuple):
         return ", ".join(f"{name} = {size}" for name, size in values.items())
 
 
+def is_count(n: Any) -> bool:
+    """Whether it is a positive int."""
+    return isinstance(n, int) and not isinstance(n, bool) and n > 0
+
+
 def sizes_of(specs: PyTree, given: Mapping[str, int]) -> Sizes:
     """The sizes for a spec, from what was given."""
+    if not isinstance(cast(Any, given), Mapping):
+        raise TypeError(f"summary: sizes: expected {{name: size}}, got {show(given)}.")
     dims = [n for spec in jax.tree.leaves(specs) for n in spec.shape if is_unknown(n)]
     names = tuple(dict.fromkeys(name for n in dims for name in names_of(str(n))))
     for name, size in given.items():
         if name not in names:
             raise PathError("summary: sizes", name, names)
-        if not isinstance(cast(Any, size), int) or size < 1:
+        if not is_count(size):
             raise ValueError(
                 f"summary: the size of {name!r} must be a positive int, got {size!r}."
             )

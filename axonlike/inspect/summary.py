@@ -13,7 +13,7 @@ from axonlike.evaluation import recorded
 from axonlike.inspect import gather, table
 from axonlike.inspect.rows import SUMMED, Finder, Row, cut, each, folded, tree
 from axonlike.inspect.trace import Call
-from axonlike.layer import Layer
+from axonlike.layer import as_layer
 from axonlike.spec import as_spec, show
 from axonlike.types import PyTree
 
@@ -74,8 +74,13 @@ class Summary:
             width: how many characters there are in a line; None: as many as in the
                 terminal.
             totals: whether they stand below.
+
+        Raises:
+            ValueError: the width is not a positive int.
         """
         width = shutil.get_terminal_size().columns if width is None else width
+        if not gather.is_count(width):
+            raise ValueError(f"text: width must be a positive int, got {width!r}.")
         below = self._total_lines(width) if totals else []
         return table.as_text(self.rows, below, self._columns, width)
 
@@ -131,7 +136,7 @@ class Summary:
 
 
 def summary(
-    model: Layer,
+    model: Any,
     spec: PyTree,
     params: PyTree = None,
     *,
@@ -154,7 +159,7 @@ def summary(
     choice at run time the most expensive layer counts.
 
     Args:
-        model: any layer.
+        model: any layer, or a function.
         spec: what stands for the input, as for `init`.
         params: arrays or their shapes, where they are not what `init` makes: in another
             dtype, for instance.
@@ -166,7 +171,8 @@ def summary(
         sizes: `{name: size}` for named dims of the spec, at which costs are counted; a
             name without one is 1, so that an unknown batch means one example.
         share: the column of numbers of which `share` shows each row's part.
-        optimizer: an optax optimizer, for the memory that it takes for these params.
+        optimizer: an optax optimizer, for the memory that it takes for params that are
+            trained; frozen ones have none, as in `train_step`.
         train: whether `flops` and `activations` are those of a call in training; `kept` is
             that always.
 
@@ -178,8 +184,10 @@ def summary(
 
     Raises:
         PathError: there is no such column or size, or `params` are not the model's.
-        ShapeError: shapes do not fit, as from `init`.
-        ValueError: a size or the depth is not a positive int.
+        ShapeError: shapes do not fit, as from `init`; or those of `params` do not.
+        TypeError: the model is no layer, the optimizer is none, columns or sizes are not
+            several.
+        ValueError: a size or the depth is not a positive int; there are no columns.
 
     Example:
         >>> import jax, axonlike as al
@@ -194,9 +202,10 @@ def summary(
         >>> s.total("params"), s.total("flops")
         (101770, 203402)
     """
+    model = as_layer(model, "summary")
     _check(columns, share, depth)
     specs = as_spec(spec)
-    at = gather.sizes_of(specs, dict(sizes or {}))
+    at = gather.sizes_of(specs, sizes or {})
     recorder = recorded(model, specs)[1]
     root = tree(model)
     finder = Finder(root)
@@ -207,8 +216,7 @@ def summary(
     totals = {what: sum(row.sums[what] for row in each(root)) for what in SUMMED}
     totals = {what: n for what, n in totals.items() if what not in notes}
     if optimizer is not None:
-        memory = jax.eval_shape(optimizer.init, made.params)
-        totals["optimizer"] = gather.nbytes(jax.tree.leaves(memory))
+        totals["optimizer"] = gather.memory(optimizer, model, made)
     found = folded(root) if depth is None else cut(folded(root), depth)
     rows = _entries(found, totals.get(share, 0), share)
     peak = None if call is None else call._replace(train=True).peak
@@ -216,12 +224,18 @@ def summary(
 
 
 def _check(columns: Sequence[str] | None, share: str, depth: int | None) -> None:
+    if isinstance(columns, str):
+        raise TypeError(
+            f"summary: columns: expected a list, got {columns!r}. Write [{columns!r}]."
+        )
+    if columns is not None and not columns:
+        raise ValueError("summary: columns: expected at least one name, got none.")
     for name in columns or ():
         if name not in table.COLUMNS:
             raise PathError("summary: columns", name, table.COLUMNS)
     if share not in SUMMED:
         raise PathError("summary: share", share, SUMMED)
-    if depth is not None and (not isinstance(depth, int) or depth < 1):
+    if depth is not None and not gather.is_count(depth):
         raise ValueError(f"summary: depth must be a positive int, got {depth!r}.")
 
 
