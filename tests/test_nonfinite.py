@@ -506,6 +506,14 @@ def test_a_loss_is_a_function():
         al.locate_nonfinite(MODEL, PARAMS, STATE, X, loss=3)
 
 
+@pytest.mark.parametrize(("found", "got"), [(None, "None"), ({"a": 1.0}, "{a: float}")])
+def test_a_loss_is_one_array(found, got):
+    model = al.dense(2)
+    params, state = model.init(KEY, X)
+    with pytest.raises(TypeError, match=re.escape(f"expected one array, got {got}.")):
+        al.locate_nonfinite(model, params, state, X, loss=lambda y: found)
+
+
 def test_a_loss_is_floating_point():
     with pytest.raises(TypeError, match="loss: expected floating-point numbers, got"):
         al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: y > 0)

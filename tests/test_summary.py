@@ -376,6 +376,17 @@ def test_a_model_returns_the_same_bytes_as_it_does_inside_of_another(layer):
     assert sums[0] == sums[1] > 0
 
 
+def test_scopes_of_a_users_own_are_no_layers():
+    def staged(sub, x):
+        with jax.named_scope("stage"):
+            return sub.b(sub.a(x)) + sub.a(x)
+
+    model = al.wire(staged, a=al.dense(3), b=al.dense(3))
+    table = al.summary(model, al.spec("1 3"))
+    assert [row["flops"] for row in table.rows] == [3, 2 * 21, 21]
+    assert str(table)
+
+
 def test_what_is_inside_of_a_scan_has_rows_where_linen_captures_the_top_alone():
     row = row_of(table_of("gpt"), "blocks/*/attn/query")
     assert (row["output"], row["n"]) == ("float32[b, 16, 32]", 6)

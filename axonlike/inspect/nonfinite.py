@@ -222,7 +222,10 @@ def _zeros(spec: Any) -> Array:
 def _value(loss: Loss | None, y: PyTree, args: tuple[Any, ...]) -> Array:
     """The loss as one number."""
     if loss is not None:
-        value = jnp.asarray(loss(y, *args))
+        found = loss(y, *args)
+        if not jax.tree_util.all_leaves([found]):
+            raise TypeError(f"loss: expected one array, got {show(found)}.")
+        value = jnp.asarray(found)
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise TypeError(
                 f"loss: expected floating-point numbers, got {show(value)}."

@@ -98,14 +98,26 @@ class Finder:
         rows = list(each(root))
         self.by_path = {path: row for row in rows for path in row.paths}
         self.by_scope = {_scoped(path): row for path, row in self.by_path.items()}
+        self._above = {
+            "/".join(steps[:n])
+            for steps in (path.split("/") for path in self.by_scope)
+            for n in range(1, len(steps) + 1)
+        }
 
     def of_array(self, path: str) -> Row:
         """The row of the layer that has an array."""
         return _nearest(self.by_path, path)
 
     def of_scope(self, scope: str) -> Row:
-        """The row of the innermost layer around an equation."""
-        return _nearest(self.by_scope, scope)
+        """The row of the innermost layer around an equation.
+
+        Scopes that are no layers' are passed over: `jax.named_scope` in a layer's code.
+        """
+        path = ""
+        for step in scope.split("/"):
+            longer = join(path, step)
+            path = longer if longer in self._above else path
+        return _nearest(self.by_scope, path)
 
 
 def _scoped(path: str) -> str:
