@@ -288,6 +288,15 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
     text = al.models.generate(model, params, state, prompt, 4)
     whole = model.predict(params, state, text)
     np.testing.assert_array_equal(jnp.argmax(whole[:, 2:-1], -1), text[:, 3:])
+    for short in (np.uint8, np.int64):
+        again = al.models.generate(model, params, state, np.array(prompt, short), 4)
+        np.testing.assert_array_equal(again, text)
+        assert again.dtype == jnp.int32
+    _, state = model.apply(params, state, prompt, options={"decode": True})
+    on = al.models.generate(model, params, state, text[:, 3:4], 3)
+    np.testing.assert_array_equal(on, text[:, 3:])
+    with pytest.raises(ValueError, match="7 tokens need to be kept, and the model"):
+        al.models.generate(model, params, state, text[:, 3:4], 4)
 
 
 @pytest.mark.parametrize(
@@ -311,6 +320,10 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
         (
             {"temperature": 1.0},
             "generate: temperature must be 0, or positive with a key, got 1.0 and no key.",
+        ),
+        (
+            {"temperature": math.nan},
+            "generate: temperature must be 0, or positive with a key, got nan and no key.",
         ),
         (
             {"tokens": jnp.array([1, 2])},
@@ -368,6 +381,10 @@ def test_a_config_is_a_dict_a_file_or_a_folder(folder):
         (
             {"model_type": "llama", "rope_parameters": {"partial_rotary_factor": 0.5}},
             "llama: config: partial_rotary_factor should be 1.0, got 0.5.",
+        ),
+        (
+            {"model_type": "resnet", "hidden_act": "gelu"},
+            "resnet: config: hidden_act should be 'relu', got 'gelu'.",
         ),
         (
             {"model_type": "vit", "hidden_act": "quick_gelu"},

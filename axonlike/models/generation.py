@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from axonlike.errors import ShapeError
 from axonlike.layer import Layer
 from axonlike.layers.checks import positive
 from axonlike.layers.kv_cache import kv_cache
 from axonlike.layers.positions import learned_positions
+from axonlike.params import paths
 from axonlike.spec import show
 from axonlike.tree import layers
 from axonlike.types import Array, Key, Params, State
@@ -37,7 +39,7 @@ def generate(
     Args:
         model: of token ids, whose attention has a cache: `gpt2(cache_length=64)`.
         params: as `init` made them.
-        state: as `init` made it, with empty caches.
+        state: as `init` made it, with empty caches; or as `apply` did, to go on.
         tokens: the prompt.
         steps: how many tokens to write; positive.
         temperature: 0 for the most likely token, else by chance: logits are divided by
@@ -46,7 +48,7 @@ def generate(
 
     Shapes:
         tokens: `(batch, time)`, integers; `init` saw the same batch.
-        output: `(batch, time + steps)`.
+        output: `(batch, time + steps)`, int32 if the prompt is of less.
 
     Raises:
         ValueError: the model has no cache, or a smaller one than is needed, or fewer
@@ -62,7 +64,10 @@ def generate(
         >>> al.models.generate(model, params, state, prompt, 5).shape
         (1, 8)
     """
-    _check(model, tokens, steps, temperature, key)
+    _check(model, state, tokens, steps, temperature, key)
+    tokens = jnp.asarray(tokens)
+    if tokens.dtype.itemsize < 4:  # few ids fit into less
+        tokens = tokens.astype(jnp.int32)
     keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
 
     def chosen(logits: Array, key: Key) -> Array:
@@ -80,24 +85,26 @@ def generate(
         state, token = decoded(carry[0], carry[1][:, None], key)
         return (state, token), token
 
-    first = decoded(state, jnp.asarray(tokens), keys[0])
+    first = decoded(state, tokens, keys[0])
     _, more = jax.lax.scan(step, first, keys[1:])
     written = jnp.concatenate([first[1][None], more])
     return jnp.concatenate([tokens, written.T], 1)
 
 
-def _check(model: Layer, tokens: Any, steps: int, temperature: float, key: Any) -> None:
+def _check(
+    model: Layer, state: State, tokens: Any, steps: int, temperature: float, key: Any
+) -> None:
     positive("generate", steps=steps)
     ids = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, np.integer)
     if not ids or tokens.shape[1] < 1:
         hint = "Pass at least one token: tokens[None] for one sequence."
         raise ShapeError("generate", "token ids, (batch, time)", show(tokens), hint)
-    if temperature < 0 or (temperature and key is None):
+    if not temperature >= 0 or (temperature and key is None):
         raise ValueError(
             f"generate: temperature must be 0, or positive with a key, got {temperature} "
             f"and {'no key' if key is None else 'a key'}."
         )
-    needed = tokens.shape[1] + steps - 1
+    needed = _kept(state) + tokens.shape[1] + steps - 1
     every = [each for _, each in layers(model)]
     tables = [each for each in every if each.factory is learned_positions]
     longest = min((each.config["max_length"] for each in tables), default=needed)
@@ -113,3 +120,10 @@ def _check(model: Layer, tokens: Any, steps: int, temperature: float, key: Any) 
             f"generate: {needed} tokens need to be kept, and the model keeps {room}. "
             f"Build it with cache_length={needed}."
         )
+
+
+def _kept(state: State) -> int:
+    """How many tokens the caches hold already; 0 inside of `jit`, which does not tell."""
+    found = [x for path, x in paths(state) if path.endswith("/position")]
+    known = [np.asarray(x) for x in found if not isinstance(x, Tracer) and x.size]
+    return max((int(x.max()) for x in known), default=0)

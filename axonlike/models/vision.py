@@ -171,14 +171,13 @@ RESNET = mapping(
 
 def resnet_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `resnet` that a config of transformers stands for."""
-    refuse("resnet", config, {"model_type": "resnet"})
+    refuse("resnet", config, {"hidden_act": "relu"})  # theirs is relu inside of blocks
     classifies = (config.get("architectures") or [""])[0] != "ResNetModel"
     return {
         "embedding_size": config.get("embedding_size", 64),
         "widths": tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
         "depths": tuple(config.get("depths", (3, 4, 6, 3))),
         "block": config.get("layer_type", "bottleneck"),
-        "activation": activation("resnet", config.get("hidden_act", "relu")),
         "downsample_in_first_stage": config.get("downsample_in_first_stage", False),
         "downsample_in_bottleneck": config.get("downsample_in_bottleneck", False),
         "num_labels": num_labels(config) if classifies else None,
