@@ -244,6 +244,65 @@ def test_a_loss_that_is_no_mean_cannot_be_filled_up():
     )
 
 
+def weighed(values, weights):
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-6)
+
+
+def entropy(y, labels):
+    return optax.softmax_cross_entropy_with_integer_labels(y, jnp.maximum(labels, 0))
+
+
+NO_MEANS = {
+    "mask": lambda y, b: weighed(entropy(y, b["label"]), b["kept"]),
+    "weights": lambda y, b: weighed(entropy(y, b["label"]), b["weight"]),
+    "pad 0": lambda y, b: weighed(entropy(y, b["label"]), b["label"] != 0),
+    "ignore -1": lambda y, b: weighed(entropy(y, b["label"]), b["label"] != -1),
+    "ignore -100": lambda y, b: weighed(entropy(y, b["label"]), b["label"] > -100),
+    "classes": lambda y, b: weighed(
+        entropy(y, b["label"]), jnp.array([1.0, 1.0, 5.0])[b["label"]]
+    ),
+    "root": lambda y, b: jnp.sqrt(jnp.mean(entropy(y, b["label"]))),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "mask",
+        "ignore -1",
+        "classes",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("weights", "pad 0", "ignore -100", "root")
+        ),
+    ],
+)
+def test_a_loss_that_leaves_something_out_is_no_mean(case):
+    labels = rng.integers(0, 3, (10, 6))
+    labels[::3, :4] = {"ignore -1": -1, "ignore -100": -100}.get(case, 0)
+    batch = {
+        "inputs": rng.normal(size=(10, 6, 4)).astype(np.float32),
+        "label": labels,
+        "kept": rng.random((10, 6)) < np.linspace(0.2, 1, 10)[:, None],
+        "weight": rng.random((10, 6)).astype(np.float32),
+    }
+    step, ts = started(al.dense(3), NO_MEANS[case], optax.sgd(0.0))
+    y = step.model.predict(ts.params, ts.model_state, batch["inputs"])
+    for part, first in zip(al.batches(batch, 4), (0, 4, 8), strict=True):
+        ts, logs = step(ts, part)
+        whole = NO_MEANS[case](y[first : first + 4], part)
+        np.testing.assert_allclose(logs["loss"], whole, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_mean_over_examples_is_filled_up(dtype):
+    def mean(y, batch):
+        return jnp.mean(entropy(y.astype(dtype), batch[1]))
+
+    step, ts = started(network(), mean, ADAMW, batch_size=10)
+    assert step(ts, (X[:5], LABELS[:5]))[1]["loss"] > 0
+
+
 def test_what_is_of_a_whole_batch_cannot_be_filled_up():
     model = al.serial(router=routed(3))
     aux = {"router/balance": 1.0}

@@ -146,12 +146,17 @@ def count_of(batch: PyTree) -> Any:
     mask = mask_of(batch)
     if hasattr(mask, "sum"):
         return cast(Any, mask).sum()
-    first: Any = batch
-    while isinstance(first, (tuple, list, Mapping)) and first:
-        items = cast(Any, first)
-        first = next(iter(items.values() if isinstance(items, Mapping) else items))
-    shape = getattr(first, "shape", ())
-    return shape[0] if shape else 1
+    first = _first(batch)
+    return first.shape[0] if getattr(first, "shape", ()) else 1
+
+
+def _first(tree: Any) -> Any:
+    """The first leaf of tuples, lists and dicts; quicker than all of them."""
+    if isinstance(tree, Mapping):
+        tree = list(cast("Mapping[str, Any]", tree).values())
+    if isinstance(tree, (tuple, list)) and tree:
+        return _first(cast("list[Any]", tree)[0])
+    return cast(Any, tree)
 
 
 class Padded(NamedTuple):
