@@ -84,6 +84,17 @@ def test_copies_are_found_however_they_are_stored(stacked, path):
     ]
 
 
+@pytest.mark.parametrize("make", [al.repeat, al.ensemble])
+def test_a_copy_that_there_is_not_is_told(make):
+    model = al.serial(blocks=make(al.serial(body=al.dense(4)), 3))
+    spec = al.spec("b 4")
+    assert al.explain(model, spec, "blocks/2/body")
+    with pytest.raises(
+        al.PathError, match=r"'blocks/7'\. Nearest.* There are 3 copies"
+    ):
+        al.explain(model, spec, "blocks/7/body")
+
+
 def test_the_copy_that_is_asked_for_is_explained():
     model = al.serial(blocks=al.repeat(al.dense(4) >> jnp.tanh, 3, stacked=False))
     assert lines_of(model, al.spec("b 4"), "blocks/2/tanh")[0].startswith(

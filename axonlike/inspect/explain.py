@@ -10,8 +10,9 @@ from axonlike.errors import PathError
 from axonlike.frame import Frame, Run
 from axonlike.initialize import Recorder, param_path, run_abstract
 from axonlike.inspect.suggest import suggestions
-from axonlike.layer import as_layer
+from axonlike.layer import Layer, as_layer
 from axonlike.names import walk
+from axonlike.paths import join
 from axonlike.spec import as_spec, show
 from axonlike.types import PyTree
 
@@ -53,6 +54,7 @@ def explain(model: Any, spec: PyTree, path: str | None = None) -> str:
     wanted = path or ""
     if not any(_means(param_path(wanted), site) for site in known):
         raise PathError("explain", wanted, known[1:])
+    _check_copies(model, wanted)
     watch = _Watch(wanted)
     try:
         run_abstract(model, Run(recorder=watch), specs)
@@ -64,6 +66,21 @@ def explain(model: Any, spec: PyTree, path: str | None = None) -> str:
     if watch.found is None:
         raise PathError("explain", wanted, known[1:], "Nothing calls it.")
     return "\n".join(watch.found)
+
+
+def _check_copies(model: Layer, wanted: str) -> None:
+    """Refuses the number of a copy that there is not: stacked ones have no paths."""
+    steps = wanted.split("/")
+    for home, layer in [("", model), *walk(model, model.places, "", every=True)]:
+        at = len(home.split("/")) if home else 0
+        number = "".join(steps[at : at + 1])
+        above = "/".join(steps[:at])
+        if layer.indexed and number.isdigit() and _means(above, home):
+            n = layer.plain.config["n"]
+            if int(number) >= n:
+                copies = [join(above, str(i)) for i in range(n)]
+                hint = f"There are {n} copies."
+                raise PathError("explain", join(above, number), copies, hint)
 
 
 def _of_failure(error: Exception, stack: list[Any]) -> str:
