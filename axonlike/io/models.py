@@ -137,6 +137,8 @@ def load_model(
     file = Path(path) / _FILE
     content = _content(file)
     trees = [_tree(file, content[side]) for side in ("params", "state")]
+    if not all(isinstance(tree, dict) for tree in trees):
+        raise damaged(file, "its params or state are no dict")
     known = Known(allowed.by_name(kinds), allowed.by_name(functions))
     try:
         model = rebuilt(content["model"], known)
@@ -279,10 +281,10 @@ def _tree(file: Path, json: Any) -> Any:
     if json is None:
         return None
     text = json if isinstance(json, str) else ""
-    hit = re.fullmatch(r"([a-z0-9_<>]+)\[((?:\d+(?:, )?)*)\]", text)
+    hit = re.fullmatch(r"([a-z0-9_<>]+)\[(\d{1,18}(?:, \d{1,18})*)?\]", text)
     if hit is None or not (hit[1] in DTYPES or is_key(hit[1])):
         raise damaged(file, f"{json!r:.40} is no array")
-    return _Leaf(hit[1], tuple(int(n) for n in hit[2].split(", ") if n))
+    return _Leaf(hit[1], tuple(int(n) for n in (hit[2] or "").split(", ") if n))
 
 
 def _with(tree: Any, arrays: Mapping[tuple[int, str], Any], side: int) -> Any:
