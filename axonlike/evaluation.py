@@ -54,7 +54,7 @@ class Apply:
             `(y, state)`: the output, and the state with the structure it came with.
         """
         remember(self.layer)
-        run = Run(check_key(key, optional=True), _check_train(train), options)
+        run = Run(check_key(key, optional=True), check_train(train), options)
         return evaluate(self.layer, params, state, x, run)[:2]
 
     def __eq__(self, other: object) -> bool:
@@ -188,7 +188,8 @@ def check_key(key: Any, *, optional: bool = False) -> Any:
     raise TypeError(f"key: expected one jax.random.key(seed), got {got}.")
 
 
-def _check_train(train: Any) -> bool:
+def check_train(train: Any) -> bool:
+    """What says whether to run as in training, known before it is traced."""
     if train is True or train is False or type(train) is np.bool_:
         return bool(train)
     if isinstance(train, jax.core.Tracer):

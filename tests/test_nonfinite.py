@@ -499,6 +499,34 @@ def test_a_report_can_be_printed_inside_of_jit():
     assert repr(report) == "<all values and gradients are finite>"
 
 
+def test_options_that_only_seem_equal_are_told_apart():
+    @al.layer
+    def switchable():
+        def init(key, x):
+            return {}
+
+        def apply(params, x, *, flag=0):
+            return x / 0 if flag is True else x
+
+        return init, apply
+
+    found = [
+        bool(al.locate_nonfinite(switchable(), {}, {}, X, options={"flag": flag}))
+        for flag in (1, True)
+    ]
+    assert found == [False, True]
+
+
+def test_train_is_known_before_it_is_traced():
+    model = al.dense(2) >> al.dropout(0.5)
+    params, state = model.init(KEY, X)
+    guard = jax.jit(al.nonfinite_guard(model))
+    with pytest.raises(TypeError, match="train: expected a Python bool, got a traced"):
+        guard(params, state, X, key=KEY, train=True)
+    with pytest.raises(TypeError, match="train: expected a Python bool, got str"):
+        al.locate_nonfinite(model, params, state, X, train="yes")
+
+
 def test_a_loss_is_a_function():
     with pytest.raises(TypeError, match="loss: expected a function of the predictions"):
         al.nonfinite_guard(MODEL, loss="mse")

@@ -681,6 +681,7 @@ def test_the_dict_is_json():
         ({"sizes": ["b"]}, "summary: sizes: expected {name: size}, got ["),
         ({"depth": 0}, "summary: depth must be a positive int, got 0"),
         ({"depth": True}, "summary: depth must be a positive int, got True"),
+        ({"train": "yes"}, "train: expected a Python bool, got str. Write train=True."),
         ({"columns": "path"}, "expected a list, got 'path'. Write ['path']."),
         ({"columns": []}, "summary: columns: expected at least one name, got none."),
         ({"optimizer": "adam"}, "summary: expected an optimizer of optax, got str."),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from axonlike.evaluation import check_key, evaluate
+from axonlike.evaluation import check_key, check_train, evaluate
 from axonlike.frame import Run
 from axonlike.inspect.nonfinite_report import NonfiniteReport, Row
 from axonlike.inspect.probe import SILENT, Probe, magnitude
@@ -72,7 +72,8 @@ def locate_nonfinite(
         As the model's.
 
     Raises:
-        TypeError: the model is no layer; the loss is no function, or not of floating point.
+        TypeError: the model is no layer; the loss is no function, or not one array of
+            floating point; train is no Python bool.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -86,7 +87,7 @@ def locate_nonfinite(
         ('root', 'inf')
     """
     model = as_layer(model, "locate_nonfinite")
-    measure = _measuring(model, _checked(loss), train, options)
+    measure = _measuring(model, _checked(loss), check_train(train), options)
     key = check_key(key, optional=True)
     with jax.debug_nans(False), jax.debug_infs(False):
         return measure(params, state, x, args, key)
@@ -111,7 +112,8 @@ def nonfinite_guard(model: Any, loss: Loss | None = None) -> Callable[..., Guard
         grads: those of the params.
 
     Raises:
-        TypeError: the model is no layer; the loss is no function, or not of floating point.
+        TypeError: the model is no layer; the loss is no function, or not one array of
+            floating point; train is no Python bool.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -135,6 +137,7 @@ def nonfinite_guard(model: Any, loss: Loss | None = None) -> Callable[..., Guard
         train: bool = False,
         options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Guarded:
+        train = check_train(train)
         run = Run(check_key(key, optional=True), train, options)
 
         def objective(params: Params) -> Any:
@@ -167,14 +170,17 @@ def _measuring(
 ) -> Callable[..., Any]:
     """The jitted function that runs a model, looking at everything on the way."""
     try:
-        return _known(model, loss, train, tuple(sorted(options.items())))
+        items = sorted(options.items())
+        typed = tuple((name, cast(Any, type)(option), option) for name, option in items)
+        return _known(model, loss, train, typed)
     except TypeError:  # an option that cannot be compared
         return _made(model, loss, Run(None, train, options))
 
 
 @lru_cache(maxsize=16)
-def _known(model: Layer, loss: Any, train: bool, options: Any) -> Callable[..., Any]:
-    return _made(model, loss, Run(None, train, dict(options)))
+def _known(model: Layer, loss: Any, train: bool, typed: Any) -> Callable[..., Any]:
+    options = {name: option for name, _, option in typed}  # 1 is not True
+    return _made(model, loss, Run(None, train, options))
 
 
 def _made(model: Layer, loss: Loss | None, run: Run) -> Callable[..., Any]:

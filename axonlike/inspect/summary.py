@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from axonlike.errors import PathError
-from axonlike.evaluation import recorded
+from axonlike.evaluation import check_train, recorded
 from axonlike.inspect import gather, table
 from axonlike.inspect.rows import SUMMED, Finder, Row, cut, each, folded, tree
 from axonlike.inspect.trace import Call
@@ -186,7 +186,7 @@ def summary(
         PathError: there is no such column or size, or `params` are not the model's.
         ShapeError: shapes do not fit, as from `init`; or those of `params` do not.
         TypeError: the model is no layer, the optimizer is none, columns or sizes are not
-            several.
+            several, train is no bool.
         ValueError: a size or the depth is not a positive int; there are no columns.
 
     Example:
@@ -212,7 +212,9 @@ def summary(
     gather.outputs(finder, recorder)
     made = gather.arrays(recorder, params)
     gather.count_arrays(finder, model, made)
-    call, notes = _counted(finder, root, Call(model, *made, specs, train), at)
+    call, notes = _counted(
+        finder, root, Call(model, *made, specs, check_train(train)), at
+    )
     totals = {what: sum(row.sums[what] for row in each(root)) for what in SUMMED}
     totals = {what: n for what, n in totals.items() if what not in notes}
     if optimizer is not None:
