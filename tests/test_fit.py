@@ -574,6 +574,17 @@ def test_durations(seconds, text):
             "al.when(event, function).",
         ),
         (
+            {"epochs": 1, "validate": 3},
+            TypeError,
+            "fit: expected validate to be batches, or a function of the state, got int. "
+            "Pass al.batches(arrays, batch_size).",
+        ),
+        (
+            {"epochs": 1, "validate_every": 3},
+            ValueError,
+            "fit: validate_every says when, and validate= is not given.",
+        ),
+        (
             {"epochs": 1, "validate": [1.0]},
             TypeError,
             "fit: only a step of al.train_step knows how to evaluate batches. "
@@ -600,6 +611,13 @@ def test_what_is_wrong_with_the_rest_is_told():
         "fit: expected data to be an iterable of batches, got int. "
         "Pass al.batches(arrays, batch_size), a list, or a loader."
     )
+    for batch, shown in (((X, Y), "(float32[20, 1], float32[20, 1])"), ("x", "str")):
+        with pytest.raises(TypeError) as caught:
+            al.fit(count, 0, batch, epochs=1)
+        assert str(caught.value) == (
+            f"fit: expected data to be an iterable of batches, got {shown}, which is "
+            "one. Write [batch], or al.batches(arrays, batch_size)."
+        )
     with pytest.raises(TypeError) as caught:
         al.fit(count, 0, [1.0], epochs=1, callbacks=al.callbacks.time_limit(9))
     assert str(caught.value) == (

@@ -581,6 +581,39 @@ WRONG = {
         ValueError,
         "train_step: ema must be in [0, 1), got 1.5.",
     ),
+    "aux": (
+        mean_loss,
+        {"aux": ["body/kernel"]},
+        TypeError,
+        "aux: expected a dict, got [str]. Write {glob: 0.01}.",
+    ),
+    "remat": (
+        mean_loss,
+        {"remat": "yes"},
+        TypeError,
+        "remat: expected True or a policy, got str. "
+        "Write jax.checkpoint_policies.dots_saveable.",
+    ),
+    "loss of None": (
+        lambda y, batch: None,
+        {},
+        al.ShapeError,
+        "loss: expected floating-point numbers, got None. Return the loss itself.",
+    ),
+    "two losses": (
+        lambda y, batch: (y["kind"].mean(), 1.0),
+        {},
+        al.ShapeError,
+        "loss: expected floating-point numbers, got (float32[], float). "
+        "Return the loss itself.",
+    ),
+    "a metric's name": (
+        mean_loss,
+        {"metrics": "accuracy"},
+        TypeError,
+        "metrics: expected a metric of al.metrics for '', got str. "
+        "Write al.metrics.mean(function) for a function.",
+    ),
 }
 
 
@@ -615,6 +648,26 @@ def test_a_batch_that_is_none_is_told(name):
     metrics = al.metrics.accuracy()
     step, ts = started(network(), lambda y, b: y.mean(), ADAMW, metrics=metrics)
     assert message_of(ValueError, step, ts, batch) == message
+
+
+def test_an_empty_batch_and_no_state_of_training_are_told():
+    step, ts = started(network())
+    assert message_of(al.ShapeError, step, ts, (X[:0], LABELS[:0])) == (
+        "loss: expected at least one number, got float32[0]. Leave empty batches out."
+    )
+    assert message_of(TypeError, step, ts.params, BATCH) == (
+        "train_step: expected a TrainState, got dict. "
+        "Begin with ts = step.start(params, state, key=key)."
+    )
+
+
+def test_a_state_that_is_used_up_is_told():
+    step, ts = started(network())
+    step(ts, BATCH)
+    assert message_of(ValueError, step, ts, BATCH) == (
+        "train_step: this state was given away to a step before. Go on with what that "
+        "returned: ts, logs = step(ts, batch)."
+    )
 
 
 def test_neither_a_model_nor_an_optimizer_is_told():
@@ -727,7 +780,7 @@ def test_a_glob_for_params_and_for_what_is_emitted_is_refused():
 
 
 def test_a_dynamic_scale_skips_a_step_that_is_not_finite():
-    step, ts = started(network(al.batch_norm()), loss_scale="dynamic")
+    step, ts = started(network(al.batch_norm()), loss_scale="dynamic", ema=0.5)
     ts, logs = step(ts, BATCH)
     assert float(logs["loss_scale"]) == 2.0**15
     kept = jax.tree.map(np.asarray, ts._replace(step=0, loss_scale=None, key=None))

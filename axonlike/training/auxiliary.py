@@ -51,13 +51,11 @@ class Extra(NamedTuple):
         return found
 
 
-def auxiliary(
-    model: Layer, aux: Aux | None, params: Params, state: State, x: PyTree, run: Run
-) -> Extra:
-    """What the globs mean in this model, on this input; one that means nothing raises."""
-    if not aux:
-        return Extra()
-    for where, weight in aux.items():
+def check_aux(aux: Any) -> None:
+    """Refuses what is no weight or function by selector."""
+    if aux is not None and not isinstance(aux, Mapping):
+        raise TypeError(f"aux: expected a dict, got {show(aux)}. Write {{glob: 0.01}}.")
+    for where, weight in cast("Aux", aux or {}).items():
         if not callable(weight) and not isinstance(
             weight, (Real, jax.Array, np.ndarray)
         ):
@@ -65,6 +63,14 @@ def auxiliary(
                 f"aux: expected a weight or a function for {spelled(where)!r}, "
                 f"got {show(weight)}. Write {{glob: 0.01}}."
             )
+
+
+def auxiliary(
+    model: Layer, aux: Aux | None, params: Params, state: State, x: PyTree, run: Run
+) -> Extra:
+    """What the globs mean in this model, on this input; one that means nothing raises."""
+    if not aux:
+        return Extra()
     known = _emitted_sites(model, params, state, x, run)
     sites: dict[str, list[str]] = {}
     arrays: dict[str, list[Array]] = {}

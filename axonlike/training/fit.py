@@ -93,6 +93,9 @@ def fit(
         (40, 40, True)
     """
     _check(step, epochs=epochs, steps=steps, validate_every=validate_every)
+    _check_data(data)
+    if validate is None and validate_every is not None:
+        raise ValueError("fit: validate_every says when, and validate= is not given.")
     validation = None if validate is None else _validation(step, validate)
     plan = Plan(epochs, steps, validation, validate_every, monitor, mode, verbose)
     loop = Loop(step, state, Feed(data), plan)
@@ -118,10 +121,26 @@ def _check(step: Any, **numbers: int | None) -> None:
         raise ValueError("fit: how long? Pass epochs=, or steps=, or both.")
 
 
+def _check_data(data: Any) -> None:
+    """Refuses one batch where several are expected."""
+    items = cast("tuple[Any, ...]", data) if isinstance(data, tuple) else ()
+    arrays = bool(items) and all(getattr(item, "ndim", 0) for item in items)
+    if arrays or isinstance(data, (Mapping, str)):
+        raise TypeError(
+            f"fit: expected data to be an iterable of batches, got {show(data)}, which "
+            "is one. Write [batch], or al.batches(arrays, batch_size)."
+        )
+
+
 def _validation(step: Any, validate: Any) -> Callable[[Any], Mapping[str, Any]]:
     """A function of the state."""
     if callable(validate):
         return cast("Callable[[Any], Mapping[str, Any]]", validate)
+    if not hasattr(validate, "__iter__"):
+        raise TypeError(
+            f"fit: expected validate to be batches, or a function of the state, got "
+            f"{show(validate)}. Pass al.batches(arrays, batch_size)."
+        )
     if not hasattr(step, "evaluate"):
         raise TypeError(
             "fit: only a step of al.train_step knows how to evaluate batches. "

@@ -14,7 +14,7 @@ from axonlike.frame import Run
 from axonlike.layer import Layer
 from axonlike.policy import precision as with_precision
 from axonlike.spec import show
-from axonlike.training.auxiliary import Aux, auxiliary
+from axonlike.training.auxiliary import Aux, auxiliary, check_aux
 from axonlike.training.batch import both, inputs_of, mask_of
 from axonlike.training.each import check_mean, one_by_one
 from axonlike.training.metric import States, measured, named
@@ -90,6 +90,7 @@ def loss_fn(
     """
     model = prepared(model, precision, remat)
     losses = losses_of(loss, weights)
+    check_aux(aux)
     measures = named(metrics)
 
     def function(
@@ -126,6 +127,11 @@ def prepared(model: Layer, precision: Any, remat: Any) -> Layer:
         model = with_precision(model, **policy)
     if remat is None or remat is False:
         return model
+    if remat is not True and not callable(remat):
+        raise TypeError(
+            f"remat: expected True or a policy, got {show(remat)}. "
+            "Write jax.checkpoint_policies.dots_saveable."
+        )
     return rematerialized(model, None if remat is True else remat)
 
 
@@ -195,15 +201,26 @@ def _output(y: PyTree, name: str | None) -> PyTree:
     return cast("Mapping[str, Any]", y)[name]
 
 
+def _numbers(found: Any) -> Array:
+    """What a loss function returned, as an array of floats."""
+    is_one = found is not None and not isinstance(found, (tuple, list, Mapping))
+    values = jnp.asarray(found) if is_one else None
+    if values is None or not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ShapeError(
+            "loss", "floating-point numbers", show(found), "Return the loss itself."
+        )
+    if not values.size:
+        raise ShapeError(
+            "loss", "at least one number", show(values), "Leave empty batches out."
+        )
+    return values
+
+
 def _mean(
     term: Term, y: PyTree, batch: PyTree, rows: Array | None
 ) -> tuple[Array, Array | None]:
     """The mean of a loss over what counts, and how much that is."""
-    values = jnp.asarray(term.function(y, batch))
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        raise ShapeError(
-            "loss", "floating-point numbers", show(values), "Return the loss itself."
-        )
+    values = _numbers(term.function(y, batch))
     if values.ndim == 0 and rows is None:
         return values, None
     if values.ndim == 0:

@@ -133,7 +133,9 @@ def named(metrics: Any) -> dict[str, Metric]:
     if isinstance(metrics, Mapping):
         found = dict(cast("Mapping[str, Any]", metrics))
     else:
-        each = [metrics] if isinstance(metrics, Metric) else list(metrics)
+        each: list[Any] = [metrics]
+        if isinstance(metrics, (list, tuple)) and not isinstance(metrics, Metric):
+            each = list(cast("list[Any]", metrics))
         found = {getattr(item, "name", ""): item for item in each}
         if len(found) < len(each):
             raise ValueError(

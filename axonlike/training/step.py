@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, cast
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import optax
 
@@ -133,6 +134,7 @@ class TrainStep:
         Where the batches only happen to know it, and something is of a whole batch, they
         are run as they are; that shows when the step is traced.
         """
+        _check_state(ts)
         size = self.batch_size or (size_of(batch) if self._fills else None)
         arrays = as_arrays(batch)
         if size is None:
@@ -171,8 +173,8 @@ class TrainStep:
             model_state=out.state,
             opt_state=opt_state,
         )
-        after = self._scaled(ts, after, grads)
-        after = after._replace(step=ts.step + 1, ema=self._averaged(ts, after))
+        after = after._replace(ema=self._averaged(ts, after))
+        after = self._scaled(ts, after, grads)._replace(step=ts.step + 1)
         return after, self._logs(value, out, after)
 
     def _scale(self, state: LossScale | None) -> Array | None:
@@ -313,6 +315,21 @@ def train_step(
         ema=ema,
         batch_size=batch_size,
     )
+
+
+def _check_state(ts: Any) -> None:
+    """Refuses what is no state of training, or one that was given away."""
+    if not isinstance(ts, TrainState):
+        raise TypeError(
+            f"train_step: expected a TrainState, got {type(ts).__name__}. "
+            "Begin with ts = step.start(params, state, key=key)."
+        )
+    traced = isinstance(ts.step, jax.core.Tracer)
+    if not traced and getattr(ts.step, "is_deleted", bool)():
+        raise ValueError(
+            "train_step: this state was given away to a step before. Go on with what "
+            "that returned: ts, logs = step(ts, batch)."
+        )
 
 
 def _check_numbers(loss_scale: Any, ema: Any) -> None:
