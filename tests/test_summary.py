@@ -482,6 +482,15 @@ def test_tied_weights_are_counted_once_and_named():
     assert row["flops"] > 0
 
 
+def test_every_tied_array_is_named_once_for_all_copies():
+    pairs = {"b/kernel": "a/kernel", "b/bias": "a/bias"}
+    block = al.tie(al.serial(a=al.dense(3), b=al.dense(3)), pairs)
+    for model, start in ((block, ""), (al.repeat(block, 2, stacked=False), "0/")):
+        rows = al.summary(model, al.spec("b 3")).rows
+        (found,) = (row["tied_to"] for row in rows if row["tied_to"])
+        assert sorted(found) == [f"{start}a/bias", f"{start}a/kernel"]
+
+
 def test_frozen_params_are_told_from_others():
     table = table_of("autoencoder")
     row = row_of(table, "encoder/dense")

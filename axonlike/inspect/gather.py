@@ -81,10 +81,12 @@ def count_arrays(finder: Finder, model: Any, made: Arrays) -> None:
         sums = finder.of_array(path).sums
         sums["state"] += math.prod(spec.shape)
         sums["state_bytes"] += nbytes([spec])
+    told: set[str] = set()
     for target, source in ties(model):
-        row = finder.of_array(target)
-        if not row.tied_to or target in row.paths:
-            row.tied_to.append(source)
+        array = "/".join(step for step in target.split("/") if not step.isdigit())
+        if array not in told:  # of unrolled copies the first one stands for all
+            finder.of_array(target).tied_to.append(source)
+        told.add(array)
 
 
 def memory(optimizer: Any, model: Any, made: Arrays) -> int:
