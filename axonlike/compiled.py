@@ -27,9 +27,11 @@ from axonlike.deferred import (
     token,
 )
 from axonlike.edits import (
+    check_not_empty,
     edited,
     is_traced,
     nowhere_unless,
+    of_one_copy,
     part_of,
     put,
     replaced,
@@ -37,7 +39,7 @@ from axonlike.edits import (
 from axonlike.errors import PathError
 from axonlike.evaluation import evaluate
 from axonlike.frame import Run
-from axonlike.layer import OPERATORS, Layer
+from axonlike.layer import OPERATORS, Layer, as_layer
 from axonlike.paths import join
 from axonlike.sites import (
     Condition,
@@ -140,6 +142,7 @@ class _Env:
         self.taken: Mapping[str, Any] = {}
         self.readers: Mapping[Site, dict[str, _Reader]] = {}
         self.runs: dict[str, _Env] = {}
+        self.running = False
 
     def value(self, node: Any) -> Any:
         """The value of an expression, or of a pytree of expressions."""
@@ -171,17 +174,14 @@ class _Env:
         if isinstance(node, Site):
             found = self.readers[node]
             values = {path: self._read(node, path, r) for path, r in found.items()}
-            return values.popitem()[1] if _is_one(node, found) else values
+            return values.popitem()[1] if is_one(node, found) else values
         raise TypeError(f"deferred: expected an expression, got {node!r}.")
 
     def _read(self, node: Site, path: str, reader: _Reader) -> Any:
         """What a site holds; where it did not run, what is to be in its place."""
         sites = reader.sites()
         if not all(site in self.taken for site in sites):
-            raise PathError(
-                "activation", path, list(self.taken),
-                "The run did not come to it: nothing calls it there.",
-            )  # fmt: skip
+            raise self._missing(path)
         value = reader.value(self.taken, self)
         if not any(ran(site) in self.taken for site in sites):
             return value
@@ -194,13 +194,26 @@ class _Env:
         new = edited("set", path, value, self.value(node.filled))
         return jax.tree.map(jnp.where, reader.value(marks, self), value, new)
 
+    def _missing(self, path: str) -> Exception:
+        """The error of an activation that is not there, or not yet."""
+        if self.running:
+            return ValueError(
+                f"edits: {path!r} is needed before the run comes to it. An edit takes what "
+                "comes before its target and its copies. Write .map(function) for the "
+                "target's own value, on('name', ...) for that of another run."
+            )
+        return PathError(
+            "activation", path, list(self.taken),
+            "The run did not come to it: nothing calls it there.",
+        )  # fmt: skip
+
     def _ran(self, site: str) -> Any:
         """Where a site ran: as the value there, of booleans."""
         everywhere = jax.tree.map(partial(jnp.ones_like, dtype=bool), self.taken[site])
         return self.taken.get(ran(site), everywhere)
 
 
-def _is_one(node: Site, found: Mapping[str, Any]) -> bool:
+def is_one(node: Site, found: Mapping[str, Any]) -> bool:
     """Whether a path means one site: its globs only choose copies."""
     plain = "/".join("*" if not isinstance(s, str) else s for s in node.path)
     return (
@@ -233,6 +246,12 @@ def _is_deferred(x: Any) -> bool:
 # --- edits
 
 
+def _edits_of(edits: Any) -> tuple[Edit, ...]:
+    if isinstance(edits, (Edit, Deferred)) or not isinstance(edits, Iterable):
+        raise TypeError(f"edits: expected a list, got {edits!r}. Write edits=[...].")
+    return tuple(map(_edit_of, cast("Iterable[Any]", edits)))
+
+
 def _edit_of(item: Any) -> Edit:
     """An edit as it was made by `.set(...)` and its like, or by `.map(...)`."""
     if isinstance(item, Edit):
@@ -251,6 +270,9 @@ def _changed(
 ) -> Any:
     """What an edit makes of the value at its target."""
     indices = env.value(cast(Any, base(edit.target))[1])
+    axes = sum(_has_axis(axis, env) for axis in place.axes)
+    indices = of_one_copy(repr(edit.target), value, indices, axes)
+    check_not_empty(repr(edit.target), value, indices)
     return put(value, indices, lambda part: _part(edit, part, env, at, place))
 
 
@@ -304,7 +326,7 @@ def compile(
         >>> bool((without(params, state, jnp.ones((3, 4))) == 0).all())
         True
     """
-    made = Compiled(tree, tuple(map(_edit_of, edits)), model)
+    made = Compiled(tree, _edits_of(edits), model)
     known = made.model.identity.memory.setdefault("compiled", OrderedDict())
     found = known.setdefault(made, made)
     known.move_to_end(found)
@@ -321,6 +343,7 @@ class Compiled:
 
     def __init__(self, tree: Any, edits: tuple[Edit, ...], model: Layer | None) -> None:
         self.tree, self.edits = tree, edits
+        _check_tree(tree)
         nodes = list(_nodes([tree, *(list(edit) for edit in edits)]))
         self.model = _model_of(nodes, model)
         runs = {node.run: None for node in nodes if isinstance(node, On)}
@@ -398,6 +421,17 @@ class Compiled:
         return f"compile({self.tree!r}{edits})"
 
 
+def _check_tree(tree: Any) -> None:
+    """Refuses an edit where a value is expected."""
+    found = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Edit))
+    for node in found:
+        if isinstance(node, Edit):
+            raise TypeError(
+                f"compile: {node!r} is an edit, and nothing to read. "
+                "Write compile(expression, edits=[...])."
+            )
+
+
 def _check_arguments(names: Iterable[str], runs: Iterable[str]) -> None:
     both = sorted({*names} & {*runs})
     if both:
@@ -412,7 +446,7 @@ def _model_of(nodes: list[Any], model: Layer | None) -> Layer:
         n.model: None for n in nodes if isinstance(n, Site) and n.model is not None
     }
     if model is not None:
-        models[model] = None
+        models[as_layer(model, "compile")] = None
     if len(models) != 1:
         got = "no model" if not models else f"{len(models)} models"
         raise ValueError(
@@ -483,8 +517,9 @@ class _Plan:
         taken: dict[str, Any] = {}
         env.taken = taken
         if self.reads or self.edits:
-            run = Run(key, train, taps=taps)
-            evaluate(self.model, params, state, x, run, taken)
+            env.running = True
+            evaluate(self.model, params, state, x, Run(key, train, taps=taps), taken)
+            env.running = False
         for i, edit in enumerate(self.edits):
             if i not in applied:
                 raise NoEffectError(
@@ -559,6 +594,12 @@ def _along(axis: Condition, env: _Env, at: Mapping[str, Any]) -> tuple[Any, ...]
         return (_copy(axis, at),)
     numbers = _numbers(axis.step, env.value(axis.chosen))
     return (jnp.argmax(numbers == _copy(axis, at)),) if numbers.ndim else ()
+
+
+def _has_axis(axis: Condition, env: _Env) -> bool:
+    """Whether what is chosen is read with an axis in front: several, not a number."""
+    plain = axis.chosen is None or isinstance(axis.chosen, tuple)
+    return plain or jnp.ndim(env.value(axis.chosen)) > 0
 
 
 def _copy(condition: Condition, at: Mapping[str, Any]) -> Any:

@@ -20,9 +20,12 @@ from axonlike.sites import resolve
 
 
 class _Unfilled:
-    """The type of `UNFILLED`."""
+    """The type of `UNFILLED`, of which there is one."""
 
     __slots__ = ()
+
+    def __reduce__(self) -> str:
+        return "UNFILLED"
 
 
 UNFILLED = _Unfilled()
@@ -50,6 +53,20 @@ class Deferred:
     def parts(self) -> tuple[Any, ...]:
         """What the expression is made of, in order."""
         raise NotImplementedError
+
+    def _keep(self, **parts: Any) -> None:
+        """Sets the parts, once; arrays and lists among them as they are now."""
+        for name, value in parts.items():
+            object.__setattr__(self, name, values.snapshot(value))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(
+            f"deferred: an expression does not change, so {name!r} cannot be set. "
+            "Make another one."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.parts
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Deferred):
@@ -129,43 +146,46 @@ class Deferred:
 
     def set(self, value: Any) -> Edit:
         """The edit that puts a value here, broadcast to what is there."""
-        return Edit(self._site("set"), "set", value)
+        return self._edited("set", value)
 
     def add(self, value: Any) -> Edit:
         """The edit that adds a value."""
-        return Edit(self._site("add"), "add", value)
+        return self._edited("add", value)
 
     def scale(self, value: Any) -> Edit:
         """The edit that multiplies by a value."""
-        return Edit(self._site("scale"), "scale", value)
+        return self._edited("scale", value)
 
     def project_out(self, direction: Any) -> Edit:
         """The edit that takes out the part along a direction of the last axis."""
-        return Edit(self._site("project_out"), "project_out", direction)
+        return self._edited("project_out", direction)
 
     def rotate(self, matrix: Any) -> Edit:
         """The edit that multiplies the last axis by a matrix."""
-        return Edit(self._site("rotate"), "rotate", matrix)
+        return self._edited("rotate", matrix)
 
-    def _site(self, verb: str) -> Any:
-        """This activation, or slice of one, to be edited."""
+    def _edited(self, verb: str, value: Any) -> Edit:
+        """An edit of this activation, or slice of one."""
         if base(self) is None:
             raise TypeError(
                 f"{verb}: only an activation, or a slice of one, can be edited, got "
                 f"{self!r}. Write model['path'].{verb}(...)."
             )
-        return self
+        return Edit(self, verb, values.snapshot(value))
 
 
 class Site(Deferred):
     """An activation of a model by path; `model["path"]` and `site("path")` make it."""
 
     __slots__ = ("filled", "model", "path")
+    model: Layer | None
+    path: tuple[Any, ...]
+    filled: Any
 
     def __init__(
         self, model: Layer | None, path: tuple[Any, ...], filled: Any = UNFILLED
     ) -> None:
-        self.model, self.path, self.filled = model, path, filled
+        self._keep(model=model, path=path, filled=filled)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -183,9 +203,10 @@ class Arg(Deferred):
     """An argument of the compiled function, by name."""
 
     __slots__ = ("name",)
+    name: str
 
     def __init__(self, name: str) -> None:
-        self.name = _argument("arg", name)
+        self._keep(name=_argument("arg", name))
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -200,9 +221,16 @@ class On(Deferred):
     """The value of an expression in another run, whose input is an argument by name."""
 
     __slots__ = ("expression", "run")
+    run: str
+    expression: Deferred
 
     def __init__(self, run: str, expression: Deferred) -> None:
-        self.run, self.expression = _argument("on", run), expression
+        if not isinstance(cast(Any, expression), Deferred):
+            raise TypeError(
+                f"on: expected an expression to read in that run, got {expression!r}. "
+                "Write on('clean', model['path'])."
+            )
+        self._keep(run=_argument("on", run), expression=expression)
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -217,6 +245,9 @@ class Op(Deferred):
     """A function of expressions and of plain values."""
 
     __slots__ = ("args", "function", "kwargs")
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
     def __init__(
         self,
@@ -224,7 +255,12 @@ class Op(Deferred):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        self.function, self.args, self.kwargs = function, args, dict(kwargs)
+        if not callable(function):
+            raise TypeError(
+                f"deferred: expected a function of arrays, got {function!r}. "
+                "Write defer(jnp.sin)(expression), or expression.map(jnp.sin)."
+            )
+        self._keep(function=function, args=args, kwargs=dict(kwargs))
 
     @property
     def parts(self) -> tuple[Any, ...]:
@@ -442,6 +478,9 @@ SIGNS: dict[Callable[..., Any], str] = {
 }  # fmt: skip
 
 
+_UNARY = {operator.neg: "-", operator.invert: "~"}
+
+
 def _formula(op: Op) -> str:
     if op.function in SIGNS:
         return f"({_brief(op.args[0])} {SIGNS[op.function]} {_brief(op.args[1])})"
@@ -451,7 +490,7 @@ def _formula(op: Op) -> str:
         *map(_brief, op.args),
         *(f"{k}={_brief(v)}" for k, v in op.kwargs.items()),
     ]
-    name = "-" if op.function is operator.neg else _name(op.function)
+    name = _UNARY.get(op.function) or _name(op.function)
     return f"{name}({', '.join(inside)})"
 
 
@@ -502,6 +541,7 @@ for _function, _sign in SIGNS.items():
             setattr(Deferred, f"__r{_verb}__", _binary(_function, swapped=True))
 Deferred.__neg__ = _unary(operator.neg)  # type: ignore[attr-defined]
 Deferred.__abs__ = _unary(abs)  # type: ignore[attr-defined]
+Deferred.__invert__ = _unary(operator.invert)  # type: ignore[attr-defined]
 for _method in (
     "mean", "sum", "max", "min", "std", "var", "prod", "argmax", "argmin", "any", "all",
     "reshape", "transpose", "squeeze", "clip", "astype", "dot", "cumsum", "sort",

@@ -67,7 +67,13 @@ def _scale(name: str, array: Any, value: Any) -> Any:
 
 def _rotate(name: str, array: Any, value: Any) -> Any:
     _check_last_axis("rotate", name, array)
-    return _fitted("rotate", name, array, array @ _cast("rotate", name, array, value))
+    matrix, n = _cast("rotate", name, array, value), array.shape[-1]
+    if matrix.shape[-2:] != (n, n):
+        raise ShapeError(
+            "edit", f"a matrix [{n}, {n}] to rotate {name}", show(matrix),
+            "It multiplies the last axis from the right.",
+        )  # fmt: skip
+    return _fitted("rotate", name, array, array @ matrix)
 
 
 def _project_out(name: str, array: Any, value: Any) -> Any:
@@ -100,7 +106,13 @@ def _kind(dtype: Any) -> int:
 
 def _cast(verb: str, name: str, array: Any, value: Any) -> Any:
     """A value in the dtype of what it edits; a fraction is none of integers."""
-    new = jnp.asarray(value)
+    try:
+        new = jnp.asarray(value)
+    except TypeError:
+        raise TypeError(
+            f"edit: {name} is {show(array)}, and {verb} got {value!r:.60}. "
+            "Give a number or an array."
+        ) from None
     if _kind(new.dtype) > _kind(array.dtype):
         raise TypeError(
             f"edit: {name} is {show(array)}, and {verb} got {show(new)}, which it cannot "
@@ -163,6 +175,44 @@ def put(value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]) -> A
         return new
     there = jnp.ones(value.shape, bool).at[first].get(mode="fill", fill_value=False)
     return nowhere_unless(jnp.all(there), new)
+
+
+def of_one_copy(
+    name: str, value: Any, indices: tuple[Any, ...], axes: int
+) -> tuple[Any, ...]:
+    """Indices of one copy's value, out of those of all with their axes in front."""
+    found: list[Any] = []
+    for index in indices if axes else ():
+        each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
+        if isinstance(value, (tuple, list, dict)):  # of which an index chooses an item
+            found.append(index)
+            value = cast(Any, value)[index]
+            continue
+        whole = [isinstance(i, slice) and i == slice(None) for i in each[:axes]]
+        if False in whole and each[whole.index(False)] is not Ellipsis:
+            raise ValueError(
+                f"edit: {name} slices the axis of copies, which stands in front. Choose "
+                "copies in the path, as in blocks/1:3, and write `:` or `...` for them."
+            )
+        found.append(each[whole.index(False) if False in whole else axes :])
+    return tuple(found) if axes else indices
+
+
+def check_not_empty(name: str, value: Any, indices: tuple[Any, ...]) -> None:
+    """Refuses to change a slice of an array in which nothing is, as in `t[:, 9:]` of 4."""
+    for index in indices:
+        each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
+        plain = all(
+            isinstance(i, (int, slice, type(None), type(Ellipsis))) for i in each
+        )
+        if not plain or not hasattr(value, "shape") or not value.size:
+            return
+        whole, value = value, part_of(value, index)
+        if not value.size:
+            raise ValueError(
+                f"edit: there is nothing at {name}, of {show(whole)}. "
+                "Choose a slice that is not empty."
+            )
 
 
 def nowhere_unless(holds: Any, value: Any) -> Any:

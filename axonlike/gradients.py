@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from axonlike.compiled import NoEffectError, compile
-from axonlike.deferred import Arg, Deferred, Edit, base
+from axonlike.compiled import NoEffectError, compile, is_one
+from axonlike.deferred import Arg, Deferred, Edit, Site, base
+from axonlike.errors import ShapeError
 from axonlike.layer import Layer
+from axonlike.sites import resolve
+from axonlike.spec import show
 
 
 def value_and_grads(
@@ -48,23 +53,23 @@ def value_and_grads(
         >>> gradient.shape
         (3, 8)
     """
-    sites, structure = cast(Any, jax.tree.flatten)(wrt, is_leaf=_is_deferred)
-    for site in sites:
-        if not isinstance(site, Deferred) or base(site) is None:
-            raise TypeError(
-                "value_and_grads: wrt must be activations, or slices of them, got "
-                f"{site!r}."
-            )
+    _check(expression, wrt)
     edits = list(edits)
-    read = compile([expression, *(site.fill(0) for site in sites)], edits, model)
+    bound = compile([expression, wrt], edits, model).model
+    each = partial(_by_path, bound)
+    sites, structure = cast(Any, jax.tree.flatten)(
+        jax.tree.map(each, wrt, is_leaf=_is_deferred), is_leaf=_is_deferred
+    )
+    read = compile([expression, *(site.fill(0) for site in sites)], edits, bound)
     names = [f"wrt {i}" for i in range(len(sites))]
     added = [
         Edit(site, "copy", Arg(name)) for site, name in zip(sites, names, strict=True)
     ]
-    with_added = compile(expression, [*edits, *added], read.model)
+    with_added = compile(expression, [*edits, *added], bound)
 
     def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
         shapes = jax.eval_shape(lambda: read(params, state, x, **arguments))
+        _check_specs(expression, shapes[0], sites, shapes[1:])
         zeros = jax.tree.map(_zeros, shapes[1:])
 
         def loss(zeros: Any) -> Any:
@@ -84,6 +89,49 @@ def value_and_grads(
         return value, jax.tree.unflatten(structure, grads)
 
     return function
+
+
+def _check(expression: Any, wrt: Any) -> None:
+    if not isinstance(expression, Deferred):
+        raise TypeError(
+            f"value_and_grads: expected one expression, a scalar, got {expression!r}. "
+            "Write model['path'].mean(), or defer(loss)(model['path'])."
+        )
+    for site in jax.tree.leaves(wrt, is_leaf=_is_deferred):
+        if not isinstance(site, Deferred) or base(site) is None:
+            raise TypeError(
+                "value_and_grads: wrt must be activations, or slices of them, got "
+                f"{site!r}."
+            )
+
+
+def _by_path(model: Layer, expression: Deferred) -> Any:
+    """An activation as it is; of a glob that means several, each by its path."""
+    site, indices = cast(Any, base(expression))
+    found = resolve(model, site.path)
+    if is_one(site, found):
+        return expression
+    return {
+        path: reduce(
+            operator.getitem, indices, Site(model, tuple(path.split("/")), site.filled)
+        )
+        for path in found
+    }
+
+
+def _check_specs(expression: Any, value: Any, sites: list[Any], specs: Any) -> None:
+    """Refuses what has no gradient: a value that is no scalar, activations of integers."""
+    if getattr(value, "shape", None) != ():
+        raise ShapeError(
+            "value_and_grads", f"a scalar from {expression!r}", show(value),
+            "Write .mean() or .sum().",
+        )  # fmt: skip
+    for site, spec in zip(sites, specs, strict=True):
+        if not all(jnp.issubdtype(a.dtype, jnp.inexact) for a in jax.tree.leaves(spec)):
+            raise TypeError(
+                f"value_and_grads: {site!r} is {show(spec)}, and integers have no "
+                "gradient. Leave it out of wrt."
+            )
 
 
 def _is_deferred(x: Any) -> bool:

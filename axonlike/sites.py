@@ -50,7 +50,7 @@ class Target(NamedTuple):
 def resolve(model: Layer, path: tuple[Any, ...]) -> dict[str, Target]:
     """The sites that a path or glob means, by path; an error where there is none."""
     copies, known = _structure(model)
-    wanted = _starred(path, copies)
+    wanted = None if "" in path else _starred(path, copies)
     if wanted is not None and (
         _once(wanted.path) in known or _may_emit(model, _once(wanted.path))
     ):
@@ -149,7 +149,8 @@ def within(copy: int, number: int, star: str) -> int:
 
 def _not_there(star: str, step: Any, number: int) -> PathError:
     text = f"{star[:-1]}{step}"
-    return PathError("activation", text, (), f"There are {number} copies.")
+    known = [f"{star[:-1]}{i}" for i in range(number)]
+    return PathError("activation", text, known, f"There are {number} copies.")
 
 
 def emitted(model: Layer, sites: Iterable[str]) -> list[str]:

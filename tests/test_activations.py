@@ -1,6 +1,8 @@
 """Deferred activations: what may not run, what is not there, what does not fit."""
 
+import copy
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -414,3 +416,145 @@ def test_a_choice_in_a_factory_of_ones_own_runs_as_one():
 
     with pytest.raises(ValueError, match=r"'c/f' is inside of a choice, which runs as"):
         al.between(al.serial(c=choice(), head=al.dense(2)), "c/f", "output")
+
+
+# --- expressions are values
+
+
+def test_an_expression_does_not_change():
+    model = al.serial(a=al.dense(8))
+    params, state = made(model)
+    array = np.ones((1, 8), np.float32)
+    edit, product = model["a"].set(array), model["a"] * array
+    first = jax.jit(al.compile(product, edits=[edit]))(params, state, X)
+    array *= 5
+    again = jax.jit(al.compile(model["a"], edits=[model["a"].set(array)]))
+    close(first, 1.0)
+    close(again(params, state, X), 5.0)
+    close(al.compile(product, edits=[edit])(params, state, X), 1.0)
+    with pytest.raises(AttributeError, match="'path' cannot be set"):
+        model["a"].path = ("b",)
+
+
+def test_an_expression_is_pickled_and_copied():
+    model = al.serial(a=al.dense(8))
+    for read in [model["a"].mean() + al.arg("w"), al.on("c", model["a"].fill(0.0))]:
+        assert pickle.loads(pickle.dumps(read)) == read
+        assert copy.deepcopy(read) == read
+    read = pickle.loads(pickle.dumps(al.compile(model["a"])))
+    params, state = made(model)
+    close(read(params, state, X), model.predict(params, state, X))
+
+
+def test_gradients_for_a_glob_are_by_path():
+    model = stack()
+    params, state = made(model)
+    loss = (model["output"] ** 2).sum()
+    both = al.value_and_grads(loss, wrt=model["{inp,blocks/*}"][:, 0])
+    every = al.value_and_grads(loss, wrt=[model["inp"], model["blocks/*"]])
+    found = both(params, state, X)[1]
+    inp, blocks = every(params, state, X)[1]
+    close(found["inp"], inp[:, 0])
+    close(found["blocks/*"], blocks[:, 0])
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_slice_of_several_copies_is_edited_as_it_is_read(stacked):
+    model = stack(3, stacked=stacked)
+    params, state = made(model)
+    mlp = model["blocks/*/mlp"]
+    cases = [
+        (mlp[:, 1], np.s_[1]),
+        (mlp[..., 2], np.s_[..., 2]),
+        (mlp[:][:, :, 3:], np.s_[:, 3:]),
+    ]
+    for part, at in cases:
+        read = al.compile(mlp, edits=[part.set(0.0)])(params, state, X)
+        one = [model[f"blocks/{i}/mlp"][at].set(0.0) for i in range(3)]
+        close(read, al.compile(mlp, edits=one)(params, state, X))
+        close(al.compile(part, edits=[part.set(0.0)])(params, state, X), 0.0)
+
+
+MISTAKES = {
+    "empty slice": (
+        lambda m: al.compile(m["output"], edits=[m["inp"][:, 9:].set(0.0)]),
+        ValueError,
+        "edit: there is nothing at inp[:, 9:], of float32[2, 8]. "
+        "Choose a slice that is not empty.",
+    ),
+    "slice of copies": (
+        lambda m: al.compile(m["output"], edits=[m["blocks/*"][0].set(0.0)]),
+        ValueError,
+        "edit: blocks/*[0] slices the axis of copies, which stands in front. Choose "
+        "copies in the path, as in blocks/1:3, and write `:` or `...` for them.",
+    ),
+    "own value": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].set(m["inp"] * 2)]),
+        ValueError,
+        "edits: 'inp' is needed before the run comes to it. An edit takes what comes "
+        "before its target and its copies. Write .map(function) for the target's own "
+        "value, on('name', ...) for that of another run.",
+    ),
+    "edit to read": (
+        lambda m: al.compile(m["inp"].set(0.0)),
+        TypeError,
+        "compile: inp.set(0.0) is an edit, and nothing to read. "
+        "Write compile(expression, edits=[...]).",
+    ),
+    "one edit": (
+        lambda m: al.compile(m["output"], edits=m["inp"].set(0.0)),
+        TypeError,
+        "edits: expected a list, got inp.set(0.0). Write edits=[...].",
+    ),
+    "other run of a number": (
+        lambda m: al.on("clean", 3.0),
+        TypeError,
+        "on: expected an expression to read in that run, got 3.0. "
+        "Write on('clean', model['path']).",
+    ),
+    "no function": (
+        lambda m: m["inp"].map(None),
+        TypeError,
+        "deferred: expected a function of arrays, got None. "
+        "Write defer(jnp.sin)(expression), or expression.map(jnp.sin).",
+    ),
+    "no value": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].set({1})]),
+        TypeError,
+        "edit: inp is float32[2, 8], and set got {1}. Give a number or an array.",
+    ),
+    "no matrix": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].rotate(jnp.eye(3))]),
+        al.ShapeError,
+        "edit: expected a matrix [8, 8] to rotate inp, got float32[3, 3]. "
+        "It multiplies the last axis from the right.",
+    ),
+    "no scalar": (
+        lambda m: al.value_and_grads(m["head"], wrt=m["inp"]),
+        al.ShapeError,
+        "value_and_grads: expected a scalar from head, got float32[2, 2]. "
+        "Write .mean() or .sum().",
+    ),
+    "no copy": (
+        lambda m: m["blocks/6/mlp"],
+        al.PathError,
+        "activation: nothing is called 'blocks/6'. "
+        "Nearest: 'blocks/5', 'blocks/4', 'blocks/3'. There are 6 copies.",
+    ),
+    "empty step": (
+        lambda m: m["inp/"],
+        al.PathError,
+        "activation: nothing is called 'inp/'. Nearest: 'inp', 'input'. "
+        "model.sites(spec) lists them.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_says_what_to_do(name):
+    make, error, text = MISTAKES[name]
+    model = stack()
+    params, state = jax.eval_shape(lambda: made(model))
+    with pytest.raises(error) as caught:
+        jax.eval_shape(make(model), params, state, X)
+    assert str(caught.value).partition("\n")[0] == text

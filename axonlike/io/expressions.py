@@ -186,7 +186,9 @@ def _named(functions: Iterable[Any]) -> dict[str, Any]:
     return found
 
 
-_OURS = _named([*SIGNS, operator.getitem, operator.neg, abs, l1, l2, jnp.astype])
+_OURS = _named(
+    [*SIGNS, operator.getitem, operator.neg, operator.invert, abs, l1, l2, jnp.astype]
+)
 
 
 def _site(f: Any) -> Site:
