@@ -159,6 +159,8 @@ def test_orbax_refuses_what_it_cannot_write(tmp_path):
         ValueError, match="'a' has no numbers, which orbax cannot write"
     ):
         al.save(tmp_path / "model.orbax", {"a": jnp.zeros((0, 3))}, {})
+    with pytest.raises(ValueError, match="'a/b' is below an array"):
+        al.save(tmp_path / "m.orbax", {"a": {"b": jnp.ones(1)}}, {"a": jnp.ones(1)})
     with pytest.raises(ValueError, match="is one name with another"):
         al.save(tmp_path / "m.orbax", {"a.b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, {})
 
@@ -350,6 +352,15 @@ def test_shards_and_back_again(tmp_path):
         assert_same(tuple(al.load(path, model, SPEC)), (params, state))
     al.save(file, params, state)
     assert os.listdir(tmp_path) == [file.name]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("name", ["__axonlike__", "__metadata__"])
+def test_names_that_files_need_are_refused(tmp_path, suffix, name):
+    for params in ({name: jnp.ones(1)}, {name: {"a": jnp.ones(1)}}):
+        with pytest.raises(ValueError, match="is where a file keeps its notes"):
+            al.save(tmp_path / f"m.{suffix}", params)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_written_is_not_cleared_away(tmp_path):

@@ -369,6 +369,12 @@ def test_what_does_not_fit_the_weights_is_refused(folder, change):
         al.load_model(folder)
 
 
+def test_what_a_file_may_name_is_a_list(folder):
+    for one in (half, "half"):
+        with pytest.raises(TypeError, match=r"expected a list .* got .*half"):
+            al.load_model(folder, functions=one)
+
+
 def test_trees_come_back_as_they_were_or_are_refused(tmp_path):
     class Pair(NamedTuple):
         x: Any

@@ -113,6 +113,11 @@ def by_name(given: Given) -> dict[str, Any]:
     """What the user gives, by the name that a file has for it."""
     if isinstance(given, Mapping):
         return dict(cast("Mapping[str, Any]", given))
+    if isinstance(given, str) or not hasattr(given, "__iter__"):
+        raise TypeError(
+            f"load_model: expected a list of what the file may name, or a dict, got "
+            f"{values.source(given)}."
+        )
     found: dict[str, Any] = {}
     for value in given:
         name = import_name(value)

@@ -20,6 +20,8 @@ from axonlike.types import PyTree
 STATE = "#state"
 """What follows the path of state that has the path of a param; names hold no `#`."""
 
+_RESERVED = ("__axonlike__", "__metadata__")
+
 PLAIN = (
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 complex64 complex128"
@@ -97,6 +99,10 @@ def items(trees: Mapping[str, PyTree], native: frozenset[str]) -> Iterator[Item]
             check(path, array)
             for item in _items(path, array, native):
                 name = item.path + suffix if item.path in found else item.path
+                if name.split("/")[0] in _RESERVED:
+                    raise ValueError(
+                        f"save: {name!r} is where a file keeps its notes. Rename it."
+                    )
                 if name in found:
                     raise ValueError(
                         f"save: two arrays are called {name!r}. Names hold no '/'."

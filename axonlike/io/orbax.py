@@ -67,6 +67,14 @@ def _check(arrays: list[Item]) -> None:
                 "Save as safetensors."
             )
         names.add(dotted)
+    for item in arrays:
+        above = item.path.split("/")[:-1]
+        for count in range(1, len(above) + 1):
+            if ".".join(above[:count]) in names:
+                raise ValueError(
+                    f"save: {item.path!r} is below an array, which orbax cannot write. "
+                    "Save as safetensors."
+                )
 
 
 def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:

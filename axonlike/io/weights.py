@@ -70,6 +70,7 @@ def save(
     Raises:
         TypeError: something in the trees is no array, or has no values.
         ValueError: no format has this suffix, or an array was donated.
+        FileExistsError: an orbax folder would take the place of something else.
 
     Example:
         >>> import tempfile, jax, axonlike as al
