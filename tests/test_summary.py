@@ -363,6 +363,14 @@ def test_rows_are_in_the_order_of_the_model_where_linens_are_alphabetical():
     assert [row["path"] for row in rows] == ["z", "a", "m"]
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_new_state_is_no_activation(inner):
+    layer = al.ensemble(al.batch_norm(), 3)
+    model = al.serial(a=layer) if inner else layer
+    table = al.summary(model, al.spec("4 5"), train=True)
+    assert table.total("activations") == 3 * 4 * 5 * 4
+
+
 @pytest.mark.parametrize(
     "layer",
     [al.dense(4), al.residual(al.dense(4)), al.repeat(al.dense(4), 3),

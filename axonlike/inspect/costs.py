@@ -21,10 +21,10 @@ _OPAQUE = ("reduce", "scatter", "select_and", "sort")
 """Primitives whose jaxprs say how two numbers are combined, not what is run."""
 
 
-def forward_costs(jaxpr: Any) -> Costs:
-    """FLOPs, and bytes that layers return, by path."""
+def forward_costs(jaxpr: Any, states: int = 0) -> Costs:
+    """FLOPs, and bytes that layers return, by path; the last outputs are the state."""
     total = _Walk().costs(jaxpr.jaxpr).copy()
-    total["activations", ""] += _returned(jaxpr.jaxpr)
+    total["activations", ""] += _returned(jaxpr.jaxpr, states)
     return total
 
 
@@ -54,7 +54,7 @@ def scope(equation: Any) -> str:
 
 def is_layer(equation: Any) -> bool:
     """Whether it is the call of a layer."""
-    return equation.params.get("name") == LAYER
+    return str(equation.params.get("name", "")).startswith(LAYER)
 
 
 def passes(equation: Any) -> int:
@@ -102,7 +102,8 @@ class _Walk:
                     below = self.costs(each)
                     total.update(_below(path, below, passes(equation)))
             if is_layer(equation):
-                total["activations", path] += _returned(jaxprs[0])
+                states = int(equation.params["name"].removeprefix(LAYER))
+                total["activations", path] += _returned(jaxprs[0], states)
         return total
 
     def _dearest(self, branches: list[Any]) -> Costs:
@@ -140,10 +141,11 @@ def used(jaxpr: Any) -> list[Any]:
 # --- what layers return
 
 
-def _returned(jaxpr: Any) -> int:
+def _returned(jaxpr: Any, states: int) -> int:
     """Bytes that a layer makes for its output by itself; not what a layer in it made."""
+    outputs = jaxpr.outvars[: len(jaxpr.outvars) - states]
     makers = {id(v): (e, i) for e in jaxpr.eqns for i, v in enumerate(e.outvars)}
-    made = {id(v): makers[id(v)] for v in jaxpr.outvars if id(v) in makers}
+    made = {id(v): makers[id(v)] for v in outputs if id(v) in makers}
     return sum(_made(equation, at) for equation, at in made.values())
 
 

@@ -156,7 +156,7 @@ def sizes_of(specs: PyTree, given: Mapping[str, int]) -> Sizes:
 def count_costs(finder: Finder, root: Row, call: Call) -> None:
     """FLOPs and outputs of each row for a call, and where it takes its inputs from."""
     jaxpr = call.forward()
-    _into(finder, forward_costs(jaxpr))
+    _into(finder, forward_costs(jaxpr, len(jax.tree.leaves(call.state))))
     first = len(jax.tree.leaves((call.params, call.state)))
     names = _inputs(call.x)
     connect(root, sources(jaxpr, finder, names, first), names)

@@ -17,7 +17,10 @@ from axonlike.frame import Frame, Run
 from axonlike.types import PyTree
 
 LAYER = "axonlike_layer"
-"""The name of the jitted function that stands for a layer's call."""
+"""The name of the jitted function that stands for a layer's call begins with it.
+
+What follows says how many of its last outputs are its state.
+"""
 
 
 class Call(NamedTuple):
@@ -139,5 +142,5 @@ def _jitted(frame: Frame, tree: Any, fixed: Any) -> tuple[Any, list[bool]]:
         changed.append(inner.state is not state)
         return y, inner.state
 
-    call.__name__ = LAYER
+    call.__name__ = f"{LAYER}{len(jax.tree.leaves(frame.state))}"
     return cast(Any, jax.jit(call)), changed
