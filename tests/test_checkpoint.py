@@ -249,6 +249,31 @@ def test_training_that_went_further_than_is_asked_for_does_nothing(tmp_path):
     assert int(training.train(tmp_path, 6)["step"]) == 9
 
 
+def test_one_checkpoint_may_be_gone_on_from(tmp_path):
+    def run(**options):
+        return al.fit(lambda s, b: (s + b, {"loss": 1.0}), 0, [1, 2, 3], **options)
+
+    run(steps=4, callbacks=[al.callbacks.checkpoint(tmp_path, every=2)])
+    r = run(steps=5, resume=tmp_path / "step-00000002")
+    assert (r.state, r.history.steps("loss").tolist()) == (9, [1, 2, 3, 4, 5])
+
+
+def test_what_cannot_be_gone_on_from_is_told(tmp_path):
+    path = al.save_checkpoint(tmp_path, np.int64(3), 7)
+    assert path.name == "step-00000003"
+    with pytest.raises(ValueError, match="has a state, and not where training was"):
+        al.fit(lambda s, b: (s, {}), 0, [None], epochs=1, resume=tmp_path)
+    with pytest.raises(ValueError, match="expected resume to be a folder of checkpo"):
+        al.fit(lambda s, b: (s, {}), 0, [None], epochs=1, resume=path / "manifest.json")
+
+
+@pytest.mark.parametrize(("step", "keep"), [(-1, None), ("7", None), (1.5, 1), (1, 0)])
+def test_a_checkpoint_that_could_not_be_found_again_is_refused(tmp_path, step, keep):
+    with pytest.raises(ValueError, match=r"save_checkpoint: (step|keep) must be"):
+        al.save_checkpoint(tmp_path, step, {"x": np.ones(2)}, keep=keep)
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_metrics_than_before_are_told(tmp_path):
     def step(state, batch):
         return state, {"loss": 1.0}

@@ -638,6 +638,12 @@ def test_what_is_wrong_with_the_rest_is_told():
     )
 
 
+def test_a_handler_that_is_no_function_is_told():
+    with pytest.raises(TypeError) as caught:
+        al.when("started", 3)
+    assert str(caught.value) == "when: expected a function of the loop, got int."
+
+
 def test_an_event_that_there_is_not_is_told():
     with pytest.raises(al.PathError) as caught:
         al.when("step_complete", print)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 import re
 import shutil
@@ -69,7 +70,7 @@ def save_checkpoint(
 
     Raises:
         ImportError: orbax-checkpoint is not installed.
-        ValueError: several processes hold the arrays.
+        ValueError: `step` or `keep` is out of range, or several processes hold the arrays.
 
     Example:
         >>> import tempfile, jax.numpy as jnp, axonlike as al
@@ -78,7 +79,12 @@ def save_checkpoint(
         >>> path.name, al.load_checkpoint(folder)["weight"]
         ('step-00000100', array([1., 1., 1.], dtype=float32))
     """
-    path = write(Path(folder), f"step-{step:08}", {"state": state})
+    count = _whole(step)
+    if count is None or count < 0:
+        raise ValueError(f"save_checkpoint: step must be an int from 0 on, got {step}.")
+    if keep is not None and (_whole(keep) or 0) < 1:
+        raise ValueError(f"save_checkpoint: keep must be a positive int, got {keep}.")
+    path = write(Path(folder), f"step-{count:08}", {"state": state})
     if keep is not None:
         prune(Path(folder), "step", keep)
     return path
@@ -117,14 +123,20 @@ def load_checkpoint(
         >>> al.load_checkpoint(folder, {"weight": jnp.zeros(3)})
         {'weight': Array([1., 1., 1.], dtype=float32)}
     """
-    where = Path(folder)
-    single = (where / MANIFEST).exists()
-    saved = read(where) if single else newest(where, "best" if best else "step")
+    saved = found(Path(folder), "best" if best else "step")
     if saved is None:
         raise FileNotFoundError(
             f"load_checkpoint: {os.fspath(folder)} has no checkpoint that is whole."
         )
     return saved.tree["state"] if state is None else filled(saved, state)
+
+
+def _whole(value: Any) -> int | None:
+    """An int, of Python or an array; None for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 # --- a tree as flat arrays and values, by name
@@ -332,6 +344,11 @@ def checkpoints(folder: Path, kind: str) -> list[Path]:
         return []
     named = [p for p in folder.iterdir() if re.fullmatch(rf"{kind}-\d+", p.name)]
     return sorted(named, key=lambda path: int(path.name.partition("-")[2]))[::-1]
+
+
+def found(path: Path, kind: str = "step") -> Saved | None:
+    """The newest checkpoint of a folder, or the one that the path is of."""
+    return read(path) if (path / MANIFEST).exists() else newest(path, kind)
 
 
 def newest(folder: Path, kind: str = "step") -> Saved | None:

@@ -103,6 +103,7 @@ def when(
 
     Raises:
         PathError: there is no such event.
+        TypeError: `function` cannot be called.
         ValueError: a number is not positive.
 
     Example:
@@ -117,6 +118,10 @@ def when(
     """
     if event not in EVENTS:
         raise PathError("when", event, EVENTS)
+    if not callable(function):
+        raise TypeError(
+            f"when: expected a function of the loop, got {type(function).__name__}."
+        )
     _positive(every=every, seconds=seconds, before=before, after=after)
     filters = Filters(every, seconds, first, before, after, once)
 

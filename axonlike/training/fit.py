@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from axonlike.spec import show
-from axonlike.training.checkpoint import filled, newest
+from axonlike.training.checkpoint import Saved, filled, found
 from axonlike.training.events import Callback, bound
 from axonlike.training.feed import Feed
 from axonlike.training.history import History
@@ -66,7 +66,8 @@ def fit(
         callbacks: of `al.callbacks`, or made by `al.when`.
         resume: a folder in which `al.callbacks.checkpoint` writes: training goes on from
             the newest checkpoint there, as if it had never stopped; from the start where
-            there is none. `epochs` and `steps` count from the very start.
+            there is none. Or one checkpoint in it. `epochs` and `steps` count from the
+            very start.
         verbose: 0 nothing, 1 a bar in a terminal and nothing elsewhere, 2 a line for each
             epoch; None: 1 where rich is installed.
 
@@ -78,7 +79,8 @@ def fit(
         metric, and the reason for an early end or None.
 
     Raises:
-        ValueError: neither `epochs` nor `steps` says how long, or there are no batches.
+        ValueError: neither `epochs` nor `steps` says how long, there are no batches, or
+            `resume` has nothing to go on from.
         TypeError: something is not what it should be.
         PathError: there is no metric of the name to monitor.
 
@@ -100,7 +102,7 @@ def fit(
     plan = Plan(epochs, steps, validation, validate_every, monitor, mode, verbose)
     loop = Loop(step, state, Feed(data), plan)
     loop.attach(bound(callbacks, loop))
-    saved = None if resume is None else newest(Path(resume))
+    saved = None if resume is None else _resumed(Path(resume))
     if saved is not None:
         loop.set_state(filled(saved, state), saved.tree)
     loop.run()
@@ -130,6 +132,21 @@ def _check_data(data: Any) -> None:
             f"fit: expected data to be an iterable of batches, got {show(data)}, which "
             "is one. Write [batch], or al.batches(arrays, batch_size)."
         )
+
+
+def _resumed(path: Path) -> Saved | None:
+    """The checkpoint to go on from; None where there is none."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(
+            f"fit: expected resume to be a folder of checkpoints, got the file {path}."
+        )
+    saved = found(path)
+    if saved is not None and "loop" not in saved.tree:
+        raise ValueError(
+            f"fit: {saved.path} has a state, and not where training was. Write it by "
+            "al.callbacks.checkpoint, or pass al.load_checkpoint(folder, state) to fit."
+        )
+    return saved
 
 
 def _validation(step: Any, validate: Any) -> Callable[[Any], Mapping[str, Any]]:
