@@ -277,6 +277,17 @@ def test_callables_without_a_name_are_functions():
     assert (book.compiles, book.events[0].why) == (1, "first call")
 
 
+def test_of_many_changes_some_are_listed():
+    f = jax.jit(lambda xs: sum(x.sum() for x in xs))
+    with al.ledger() as book:
+        f([X] * 9)
+        f([X.astype(jnp.bfloat16)] * 9)
+    why = book.events[-1].why.split("; ")
+    assert why[0] == "xs[0]: float32[3, 4] -> bfloat16[3, 4] (dtype)"
+    assert (len(why), why[-1]) == (5, "5 more")
+    assert repr(book) == "<ledger: 2 traces, 2 compiles>"
+
+
 def test_the_report():
     f = scaling(static_argnames="n")
     with al.ledger() as book:

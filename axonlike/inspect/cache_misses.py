@@ -21,6 +21,7 @@ _UNSAID = "other static arguments, or another nesting of the arguments"
 _CHANGE = re.compile(r"^\s*\* at (.+?), now (.+?) and before (.+)$")
 _SETTING = re.compile(r"^\s*\* (\w+) differs: now (.+) and before (.+)$")
 _LONGEST = 60
+_MOST_LISTED = 4
 
 
 class Reason(NamedTuple):
@@ -46,7 +47,9 @@ def read(text: str) -> Reason | None:
         return Reason(why, head[1], function, _called(lines[2], function))
     settings = [f"{m[1]}: {m[3]} -> {m[2]}" for m in map(_SETTING.match, lines) if m]
     changes = settings or _closest(known) or _told(lines[3:], function)
-    return Reason("; ".join(changes), head[1], function, _called(lines[1], function))
+    more = len(changes) - _MOST_LISTED
+    listed = [*changes[:_MOST_LISTED], *([f"{more} more"] if more > 0 else [])]
+    return Reason("; ".join(listed), head[1], function, _called(lines[1], function))
 
 
 def _called(line: str, function: Any) -> str:

@@ -106,10 +106,7 @@ class Ledger:
         return home
 
     def __str__(self) -> str:
-        head = (
-            f"{_number(self.traces, 'trace')}, {_number(self.compiles, 'compile')}, "
-            f"{self.seconds:.2f} s"
-        )
+        head = f"{self._counted()}, {self.seconds:.2f} s"
         return "\n".join([head, *_lines(self.events), *self._rest()])
 
     def _rest(self) -> list[str]:
@@ -123,7 +120,10 @@ class Ledger:
         return [f"outside of jit: {listed}  {seconds:.2f} s"]
 
     def __repr__(self) -> str:
-        return f"<ledger: {self.traces} traces, {self.compiles} compiles>"
+        return f"<ledger: {self._counted()}>"
+
+    def _counted(self) -> str:
+        return f"{_number(self.traces, 'trace')}, {_number(self.compiles, 'compile')}"
 
 
 def ledger() -> Ledger:
