@@ -236,6 +236,17 @@ def test_bert_takes_inputs_alone_in_a_tuple_or_by_name():
         model.predict(params, state, {"tokens": ids})
 
 
+def test_a_mask_is_of_these_tokens():
+    for model, x in (
+        (tiny("bert"), jnp.ones((2, 3), int)),
+        (al.models.transformer_encoder(2, 1, features=8), jnp.ones((2, 3, 8))),
+    ):
+        for shape in ((1, 3), (2, 1, 3)):
+            mask = jax.ShapeDtypeStruct(shape, bool)
+            with pytest.raises(al.ShapeError, match=r"mask: expected \(2, 3\), got"):
+                model.output_spec((x, mask))
+
+
 def test_models_are_shown_rebuilt_and_pickled_like_any_layer():
     import pickle
 

@@ -98,9 +98,17 @@ def unpacked(kind: str, names: tuple[str, ...], given: tuple[Any, ...]) -> list[
 
 
 def full_mask(x: Array, mask: Array | None) -> Array:
-    """A mask of tokens, `(batch, time)`, for attention; all of them where there is none."""
+    """A mask of tokens, `(batch, time)`, for attention; all of them where there is none.
+
+    Raises:
+        ShapeError: the mask is not one of these tokens.
+    """
     if mask is None:
         return jnp.ones((x.shape[0], 1, 1, x.shape[1]), jnp.bool_)
+    if tuple(mask.shape) != tuple(x.shape[:2]):
+        expected = f"({', '.join(map(str, x.shape[:2]))})"
+        hint = "It is true where there is a token: (batch, time)."
+        raise ShapeError("mask", expected, show(mask), hint)
     return jnp.asarray(mask, jnp.bool_)[:, None, None, :]
 
 
