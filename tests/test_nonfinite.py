@@ -497,6 +497,8 @@ def test_a_report_can_be_printed_inside_of_jit():
     assert seen == ["<report of what is not finite>"]
     report = al.locate_nonfinite(MODEL, PARAMS, STATE, X)
     assert repr(report) == "<all values and gradients are finite>"
+    shape = jax.eval_shape(lambda: report)
+    assert str(shape) == "report of what is not finite"
 
 
 def test_options_that_only_seem_equal_are_told_apart():

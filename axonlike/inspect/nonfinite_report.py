@@ -166,6 +166,8 @@ class NonfiniteReport:
         return not bool(np.isfinite(np.asarray(self.numbers)).all())
 
     def __str__(self) -> str:
+        if isinstance(self.numbers, Tracer) or not hasattr(self.numbers, "__array__"):
+            return "report of what is not finite"
         lines = [str(finding) for finding in (self.forward, self.backward) if finding]
         lines = lines or ["all values and gradients are finite"]
         if self.params:
@@ -178,8 +180,6 @@ class NonfiniteReport:
         return "\n".join([*lines, *([f"always zero: {_listed(dead)}"] if dead else [])])
 
     def __repr__(self) -> str:
-        if isinstance(self.numbers, Tracer) or not hasattr(self.numbers, "__array__"):
-            return "<report of what is not finite>"
         return f"<{str(self).splitlines()[0]}>"
 
     # --- how
