@@ -280,6 +280,35 @@ def test_nothing_seen_is_not_a_number():
         assert np.isnan(metric.compute(metric.update(*data, np.zeros(N, bool))))
 
 
+def test_what_does_not_count_may_be_no_number():
+    nan, keep = float("nan"), jnp.array([True, True, False])
+    y, targets = jnp.array([1.0, 2.0, nan]), jnp.array([1.0, 2.5, 0.0])
+    for metric in (M.r2(), M.mean_squared_error()):
+        expected = metric.compute(metric.update(y[:2], targets[:2]))
+        for pair in ((y, targets), (targets, y)):
+            found = metric.compute(metric.update(*pair, keep))
+            assert bool(jnp.isfinite(found))
+        assert metric.compute(metric.update(y, targets, keep)) == expected
+
+
+def test_targets_that_are_all_the_same_are_explained_or_not():
+    metric, same = M.r2(), jnp.ones(3)
+    for guess in (same, same + 1):
+        expected = pytest.importorskip("sklearn.metrics").r2_score(same, guess)
+        assert float(metric.compute(metric.update(guess, same))) == expected
+
+
+def test_another_number_of_classes_is_told():
+    with pytest.raises(al.ShapeError) as caught:
+        M.f1(2).update(jnp.eye(4), jnp.arange(4))
+    assert str(caught.value) == (
+        "f1: expected predictions (..., 2), got float32[4, 4]. "
+        "num_classes is the size of their last axis."
+    )
+    with pytest.raises(ValueError, match="num_classes must be a positive int, got 0"):
+        M.precision(0)
+
+
 def test_equal_metrics_are_one_object():
     assert M.accuracy() is M.accuracy()
     assert M.top_k(2) is not M.top_k(3)

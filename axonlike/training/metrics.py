@@ -313,6 +313,11 @@ def _counting(
     _positive(name, "num_classes", num_classes)
 
     def update(predictions: Any, targets: Any, mask: Array | None = None) -> Array:
+        if threshold is None and predictions.shape[-1] != num_classes:
+            raise ShapeError(
+                name, f"predictions (..., {num_classes})", show(predictions),
+                "num_classes is the size of their last axis.",
+            )  # fmt: skip
         found = _classes(name, predictions, targets, threshold).astype(jnp.int32)
         truth = jnp.asarray(targets).astype(jnp.int32)
         inside = (truth >= 0) & (truth < num_classes) & (found < num_classes)
@@ -460,8 +465,9 @@ def _per_class(
         each = value(*counts)
         return jnp.mean(each) if average == "macro" else each
 
-    binary = num_classes is None
-    return _counting(name, num_classes or 2, threshold if binary else None, compute)
+    if num_classes is None:
+        return _counting(name, 2, threshold, compute)
+    return _counting(name, num_classes, None, compute)
 
 
 @cache
@@ -521,7 +527,9 @@ def _area(state: Any) -> Array:
 def r2() -> Metric:
     """The fraction of the targets' variance that predictions explain.
 
-    Of several outputs (the last axis, where there are two or more axes), the mean.
+    Of several outputs (the last axis, where there are two or more axes), the mean. Targets
+    that are all the same have 1 where they are predicted exactly, and 0 elsewhere; fewer
+    than two of them have none.
 
     Shapes:
         predictions, targets: `(n,)` or `(..., outputs)`; floating point.
@@ -536,21 +544,28 @@ def r2() -> Metric:
 
     def update(predictions: Any, targets: Any, mask: Array | None = None) -> PyTree:
         errors = _errors("r2", predictions, targets)
-        keep = _kept("r2", errors, mask).astype(jnp.float32)
+        keep = _kept("r2", errors, mask)
         y = jnp.asarray(targets, jnp.float32)
         axes = tuple(range(max(1, y.ndim - 1)))
-        weight = jnp.sum(keep, axes)
-        center = jnp.sum(y * keep, axes) / jnp.maximum(weight, jnp.float32(1))
+
+        def total(values: Array) -> Array:
+            return jnp.sum(jnp.where(keep, values, jnp.float32(0)), axes)
+
+        weight = total(jnp.ones(y.shape, jnp.float32))
+        center = total(y) / jnp.maximum(weight, jnp.float32(1))
         off = y - jnp.broadcast_to(center, y.shape)
         return {
             "weight": weight,
             "mean": center,
-            "around": jnp.sum(jnp.square(off) * keep, axes),
-            "error": jnp.sum(jnp.square(errors) * keep, axes),
+            "around": total(jnp.square(off)),
+            "error": total(jnp.square(errors)),
         }
 
     def compute(state: Any) -> Array:
-        return jnp.mean(1 - state["error"] / state["around"])
+        error, around = state["error"], state["around"]
+        exact = jnp.where(error > 0, jnp.float32(0), jnp.float32(1))
+        varies = (around > 0) | (state["weight"] < 2)
+        return jnp.mean(jnp.where(varies, 1 - error / around, exact))
 
     return Metric("r2", update, _merge_moments, compute)
 
