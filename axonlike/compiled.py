@@ -87,6 +87,7 @@ class _Reader:
         )
         if alone:
             return self._read(join(here, str(chosen)), k + 1, axis, take, env)
+        at = axis + step.copies.outer
         if step.copies.mode != "unrolled":
             value = self._read(join(here, "*"), k + 1, axis + 1, take, env)
         else:
@@ -96,8 +97,8 @@ class _Reader:
             ]
             if env is None:
                 return None
-            value = jax.tree.map(lambda *a: jnp.stack(a, axis), *parts)
-        return None if env is None else _selected(value, axis, step, env)
+            value = jax.tree.map(lambda *a: jnp.stack(a, at), *parts)
+        return None if env is None else _selected(value, at, step, env)
 
 
 def _selected(value: Any, axis: int, step: Step, env: _Env) -> Any:
@@ -270,7 +271,13 @@ def _changed(
 ) -> Any:
     """What an edit makes of the value at its target."""
     indices = env.value(cast(Any, base(edit.target))[1])
-    axes = sum(_has_axis(axis, env) for axis in place.axes)
+    axes = sum(_has_axis(axis, env) for axis in place.axes) + at.get("", 0)
+    if edit.verb == "copy" and at.get(""):
+        raise ValueError(
+            f"value_and_grads: {edit.target!r} is inside of a vmap, a scan or a tied "
+            "repeat, which runs it several times. Take the gradient for what goes in or "
+            "comes out of that."
+        )
     indices = of_one_copy(repr(edit.target), value, indices, axes)
     check_not_empty(repr(edit.target), value, indices)
     return put(value, indices, lambda part: _part(edit, part, env, at, place))

@@ -192,7 +192,8 @@ def of_one_copy(
         if False in whole and each[whole.index(False)] is not Ellipsis:
             raise ValueError(
                 f"edit: {name} slices the axis of copies, which stands in front. Choose "
-                "copies in the path, as in blocks/1:3, and write `:` or `...` for them."
+                "copies in the path, as in blocks/1:3, and write `:` or `...` for them, "
+                "and for what vmap maps over."
             )
         found.append(each[whole.index(False) if False in whole else axes :])
     return tuple(found) if axes else indices

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from axonlike.combinators.lifted import ensemble, repeat
+from axonlike.combinators.lifted import ensemble, repeat, vmap
+from axonlike.combinators.over_time import scan
 from axonlike.errors import PathError
 from axonlike.layer import Layer
 from axonlike.names import walk
 from axonlike.paths import join, pattern
+from axonlike.spots import spots
 
 _MOST_POINTS = 4
 """Copies that run by themselves between scans; for more, one scan and then an index."""
@@ -27,6 +29,7 @@ class Copies(NamedTuple):
 
     number: int
     mode: str  # "scan", "vmap", or "unrolled"
+    outer: int = 0  # axes in front of theirs, of what runs all of them several times
 
 
 class Step(NamedTuple):
@@ -74,6 +77,7 @@ def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
     """The copies by site, and every site, with `*` for copies however they are run."""
     known = {"input": None, "output": None}
     found: dict[str, Copies] = {}
+    outer = _outer(model)
     for path, layer in [("", model), *walk(model, model.places, "", every=True)]:
         plain = _plain(path)
         if plain:
@@ -84,9 +88,24 @@ def _structure(model: Layer) -> tuple[dict[str, Copies], list[str]]:
             stacked = lifted.factory is not repeat or lifted.config["stacked"]
             mode = "vmap" if lifted.factory is ensemble else "scan"
             found[join(plain, "*")] = Copies(
-                lifted.config["n"], mode if stacked else "unrolled"
+                lifted.config["n"],
+                mode if stacked else "unrolled",
+                outer[join(plain, "*")],
             )
     return found, list(known)
+
+
+def _outer(model: Layer) -> dict[str, int]:
+    """How many axes stand in front of those of copies, from `vmap` and the like."""
+    axes: dict[tuple[str, ...], int] = {}
+    found: dict[str, int] = {}
+    for spot in spots(model):
+        layer, above = spot.layer.plain, axes.get(spot.chain[:-1], 0)
+        tied = layer.factory is repeat and layer.config["tied"]
+        axes[spot.chain] = above + (tied or layer.factory in (scan, vmap))
+        if spot.layer.indexed:
+            found |= {join(_plain(home), "*"): above for home in spot.paths}
+    return found
 
 
 def _starred(path: tuple[Any, ...], copies: Mapping[str, Copies]) -> Target | None:

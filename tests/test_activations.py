@@ -486,7 +486,8 @@ MISTAKES = {
         lambda m: al.compile(m["output"], edits=[m["blocks/*"][0].set(0.0)]),
         ValueError,
         "edit: blocks/*[0] slices the axis of copies, which stands in front. Choose "
-        "copies in the path, as in blocks/1:3, and write `:` or `...` for them.",
+        "copies in the path, as in blocks/1:3, and write `:` or `...` for them, "
+        "and for what vmap maps over.",
     ),
     "own value": (
         lambda m: al.compile(m["output"], edits=[m["inp"].set(m["inp"] * 2)]),
@@ -558,3 +559,36 @@ def test_a_mistake_says_what_to_do(name):
     with pytest.raises(error) as caught:
         jax.eval_shape(make(model), params, state, X)
     assert str(caught.value).partition("\n")[0] == text
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_copies_inside_of_vmap(stacked):
+    blocks = al.repeat(al.residual(al.dense(8, name="mlp")), 6, stacked=stacked)
+    model = al.serial(v=al.vmap(blocks), head=al.dense(2))
+    params, state = made(model)
+    late = model["v", al.index("k"), "mlp"]
+    tree = [model["v/*/mlp"], late, model["v/1:3/mlp"], model["v/-1/mlp"]]
+    every, one, some, last = al.compile(tree)(params, state, X, k=1)
+    assert every.shape == (2, 6, 8)
+    close(one, every[:, 1])
+    close(some, every[:, 1:3])
+    close(last, every[:, -1])
+    close(model["v/4/mlp"].evaluate(params, state, X), every[:, 4])
+    edit = model["v/*/mlp"][..., 0].set(0.0)
+    assert not al.compile(model["v/*/mlp"], edits=[edit])(params, state, X)[
+        ..., 0
+    ].any()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [al.vmap(al.dense(8, name="d")), al.repeat(al.dense(8, name="d"), 2, tied=True)],
+)
+def test_no_gradient_for_what_runs_several_times_at_one_site(layer):
+    model = al.serial(v=layer, head=al.dense(2))
+    params, state = made(model)
+    with pytest.raises(ValueError, match="v/d is inside of a vmap, a scan or a tied"):
+        al.value_and_grads(model["head"].sum(), wrt=model["v/d"])(params, state, X)
+    sliced = al.compile(model["output"], edits=[model["v/d"][0].set(0.0)])
+    with pytest.raises(ValueError, match="slices the axis of copies"):
+        sliced(params, state, X)

@@ -217,7 +217,7 @@ def _isolated(
         own, run = step is not None, partial(once, x=x)
         inner = frame.under(
             step, params, state, index=i, stack=-1 if own else None, copy=i,
-            inline=own and not remat, ends=own,
+            inline=own and not remat, ends=own, axis=not own,
         )  # fmt: skip
         return inner.outcome(partial(inner.copy, run) if own else partial(run, inner))
 
@@ -243,7 +243,7 @@ def _tied(
         return x
 
     def body(carry: Any, index: Any) -> Any:
-        inner = frame.under(None, frame.params, carry[1], index=index)
+        inner = frame.under(None, frame.params, carry[1], index=index, axis=True)
         y = once(inner, carry[0])
         return (y, inner.state), inner.taken
 
@@ -344,7 +344,9 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
         unchanged: list[bool] = []
 
         def one(x: Any, index: Any) -> Any:
-            inner = frame.under(None, frame.params, frame.state, index=index, ends=True)
+            inner = frame.under(
+                None, frame.params, frame.state, index=index, ends=True, axis=True
+            )
             y, state, taken = inner.outcome(
                 partial(inner.call, "f", (x,), kwargs, method)
             )

@@ -141,7 +141,7 @@ def _run_each(
 
     def step(carry: Any, each: Any) -> Any:
         (carry, state), (x, (valid, reset), index) = carry, each
-        inner = frame.under(None, frame.params, state, index=index)
+        inner = frame.under(None, frame.params, state, index=index, axis=True)
         before = carry if reset is None else where(reset, start, carry)
         if "recur" in has:
             x = inner.call("f", (before, x), {}, "recur")
