@@ -369,6 +369,20 @@ def test_what_does_not_fit_the_weights_is_refused(folder, change):
         al.load_model(folder)
 
 
+def test_nothing_of_others_is_replaced_or_cleared_away(folder):
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "model.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="no model of axonlike"):
+        al.save_model(elsewhere, al.dense(1), {}, {})
+    assert (elsewhere / "model.json").read_text(encoding="utf-8") == "{}"
+    other = folder / "thesis.safetensors"
+    other.touch()
+    edited(folder, lambda content: {**content, "weights": other.name})
+    al.save_model(folder, al.dense(1), {}, {})
+    assert other.exists()
+
+
 def test_what_a_file_may_name_is_a_list(folder):
     for one in (half, "half"):
         with pytest.raises(TypeError, match=r"expected a list .* got .*half"):

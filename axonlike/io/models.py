@@ -33,6 +33,7 @@ from axonlike.types import FilePath, Params, State
 _FILE = "model.json"
 _FORMAT = "axonlike model"
 _LONGEST = 100_000_000
+_WEIGHTS = r"weights-[0-9a-f]{8}\.safetensors"
 
 
 def save_model(
@@ -63,6 +64,7 @@ def save_model(
         ValueError: something in the model has no name to find it by, such as a lambda;
             the message has its path.
         TypeError: params or state are not dicts, tuples and lists of arrays.
+        FileExistsError: the folder has a `model.json` of something else.
 
     Example:
         >>> import tempfile, jax, axonlike as al
@@ -221,9 +223,20 @@ def _weights(file: Path, trees: Any) -> dict[tuple[int, str], Any]:
 
 
 def _weights_before(folder: Path) -> Path | None:
-    """The weights of a model that was saved here before."""
+    """The weights of a model that was saved here before.
+
+    Raises:
+        FileExistsError: what is there is something else.
+    """
+    file = folder / _FILE
+    if file.exists() and f'"{_FORMAT}"'.encode() not in file.read_bytes():
+        raise FileExistsError(
+            f"save_model: {file} is there and no model of axonlike, so it is not replaced. "
+            "Choose another folder."
+        )
     with suppress(ValueError, OSError):
-        return folder / _content(folder / _FILE)["weights"]
+        name = _content(file)["weights"]
+        return folder / name if re.fullmatch(_WEIGHTS, name) else None
     return None
 
 
