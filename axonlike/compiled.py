@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, cast
@@ -144,6 +144,7 @@ class _Env:
         self.readers: Mapping[Site, dict[str, _Reader]] = {}
         self.runs: dict[str, _Env] = {}
         self.running = False
+        self.known: Callable[[], Iterable[str]] = tuple
 
     def value(self, node: Any) -> Any:
         """The value of an expression, or of a pytree of expressions."""
@@ -203,10 +204,8 @@ class _Env:
                 "comes before its target and its copies. Write .map(function) for the "
                 "target's own value, on('name', ...) for that of another run."
             )
-        return PathError(
-            "activation", path, list(self.taken),
-            "The run did not come to it: nothing calls it there.",
-        )  # fmt: skip
+        hint = "The run did not come to it: nothing calls it there."
+        return PathError("activation", path, self.known(), hint)
 
     def _ran(self, site: str) -> Any:
         """Where a site ran: as the value there, of booleans."""
@@ -524,6 +523,7 @@ class _Plan:
         taken: dict[str, Any] = {}
         env.taken = taken
         if self.reads or self.edits:
+            env.known = partial(_known, self.model, x)
             env.running = True
             evaluate(self.model, params, state, x, Run(key, train, taps=taps), taken)
             env.running = False
@@ -533,6 +533,11 @@ class _Plan:
                     i, f"edits: {edit!r} has no effect: what is read does not need it, or "
                     "comes before it. Read something later, or leave it out.",
                 )  # fmt: skip
+
+
+def _known(model: Layer, x: Any) -> list[str]:
+    """Every site of a model, what its layers emit and second uses too."""
+    return list(model.sites(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, x))))
 
 
 def _sites_of(readers: Iterable[Mapping[str, _Reader]]) -> frozenset[str]:

@@ -592,3 +592,11 @@ def test_no_gradient_for_what_runs_several_times_at_one_site(layer):
     sliced = al.compile(model["output"], edits=[model["v/d"][0].set(0.0)])
     with pytest.raises(ValueError, match="slices the axis of copies"):
         sliced(params, state, X)
+
+
+def test_what_no_layer_emits_is_told_with_what_is_near():
+    model = al.serial(a=al.attention(2), head=al.dense(2))
+    x = jnp.ones((1, 3, 8))
+    params, state = jax.eval_shape(lambda: made(model, x))
+    with pytest.raises(al.PathError, match="Nearest: 'a/weights'"):
+        jax.eval_shape(al.compile(model["a/wieghts"]), params, state, x)
