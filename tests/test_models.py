@@ -236,6 +236,12 @@ def test_bert_takes_inputs_alone_in_a_tuple_or_by_name():
         model.predict(params, state, {"tokens": ids})
 
 
+def test_an_image_has_as_many_patches_as_there_are_positions():
+    model = al.models.vit(patch_size=8, features=8, num_heads=2, num_patches=4)
+    with pytest.raises(al.ShapeError, match=r"an image of 4 patches, got 2\. Resize"):
+        model.output_spec(al.spec("b 8 16 3"))
+
+
 def test_a_mask_is_of_these_tokens():
     for model, x in (
         (tiny("bert"), jnp.ones((2, 3), int)),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
 
 from axonlike.combinators.basic import identity, residual, serial
 from axonlike.combinators.lifted import repeat
+from axonlike.errors import ShapeError
 from axonlike.io.mapping import mapping
 from axonlike.layer import Layer, layer
 from axonlike.layers.attention import attention
@@ -31,6 +33,8 @@ from axonlike.models.blocks import (
     pre_norm,
     refuse,
 )
+from axonlike.spec import is_unknown
+from axonlike.types import Array
 
 Block = Literal["basic", "bottleneck"]
 
@@ -245,6 +249,7 @@ def vit(
     block = pre_norm(norm, attn, inner, dropout_rate)
     encoder = serial(
         patches=patch_embedding(features, patch_size),
+        checked=partial(exactly, count=num_patches),
         class_token=class_token(),
         positions=learned_positions(num_patches + 1),
         dropout=dropout(dropout_rate),
@@ -254,6 +259,18 @@ def vit(
     if num_labels is None:
         return encoder
     return encoder >> serial(first=first_token, head=dense(num_labels))
+
+
+def exactly(x: Array, *, count: int) -> Array:
+    """The patches of an image, as many as there are positions.
+
+    Raises:
+        ShapeError: there are more or fewer.
+    """
+    if not is_unknown(x.shape[1]) and x.shape[1] != count:
+        hint = "Resize it, or build the model with num_patches=."
+        raise ShapeError("vit", f"an image of {count} patches", str(x.shape[1]), hint)
+    return x
 
 
 VIT = mapping(
