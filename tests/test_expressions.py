@@ -132,6 +132,7 @@ def test_other_files_are_told(tmp_path):
         ("[]", "these are no expressions"),
         ("{", "Expecting property name"),
         ('{"format": "axonlike expressions", "version": 2}', "of another version"),
+        ('{"format": "axonlike expressions", "version": 1}', "'tree' is missing"),
         ('{"format": "axonlike expressions", "version": 1, "tree": ' + "[" * 100_000,
          "nests too deep"),
     ]:  # fmt: skip

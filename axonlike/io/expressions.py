@@ -103,7 +103,9 @@ def load_expressions(
         table = cast("dict[str, Any]", content)
         if table.get("version") != 1:
             raise ValueError("they are of another version. Update axonlike.")
-        tree = decoded(table.get("tree"), known, "tree")
+        if "tree" not in table:
+            raise ValueError("its 'tree' is missing")
+        tree = decoded(table["tree"], known, "tree")
     except RecursionError:
         raise ValueError(f"load_expressions: {path}: it nests too deep") from None
     except ValueError as error:
