@@ -18,6 +18,7 @@ def test_every_extra_named_in_an_error_is_in_pyproject():
 
 def test_a_missing_library_says_which_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "onnx.helper", raising=False)
     message = (
         "export_onnx: onnx is not installed. "
         "Install it with: pip install 'axonlike[onnx]'."

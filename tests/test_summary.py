@@ -285,9 +285,12 @@ def test_the_peak_is_what_xla_sets_aside_for_a_step(name):
 
 
 BIG = """
-import resource, sys, time
+import sys, time
 import jax
 import axonlike as al
+def peak():  # this process alone, which getrusage counts from its parent on
+    with open("/proc/self/status") as file:
+        return next(line.split()[1] for line in file if line.startswith("VmHWM"))
 def block(width):
     attn = al.layer_norm() >> al.attention(16, causal=True, name="attn")
     mlp = al.dense(4 * width) >> jax.nn.gelu >> al.dense(width)
@@ -301,10 +304,11 @@ start = time.process_time()
 table = al.summary(model, al.spec("b 1024", int))
 text = str(table)
 seconds = time.process_time() - start
-print(table.total("params"), seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(table.total("params"), seconds, peak())
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("storage", ["stacked", "unrolled"])
 def test_a_model_of_a_billion_params_is_tabulated_at_once(storage):
     """In less than 2 seconds and 500 MB, all of Python included."""
