@@ -106,8 +106,8 @@ from axonlike.tree import layers
 if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike import models, testing
     from axonlike.adapters import adapter, lora, merge_lora
-    from axonlike.inspect.explain import explain
     from axonlike.inspect.diagram import diagram
+    from axonlike.inspect.explain import explain
     from axonlike.inspect.ledger import ledger, max_compiles
     from axonlike.inspect.nonfinite import locate_nonfinite, nonfinite_guard
     from axonlike.inspect.summary import summary

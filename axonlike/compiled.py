@@ -537,7 +537,9 @@ class _Plan:
 
 def _known(model: Layer, x: Any) -> list[str]:
     """Every site of a model, what its layers emit and second uses too."""
-    return list(model.sites(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, x))))
+    return list(
+        model.sites(jax.eval_shape(lambda: jax.tree.map(cast(Any, jnp.asarray), x)))
+    )
 
 
 def _sites_of(readers: Iterable[Mapping[str, _Reader]]) -> frozenset[str]:

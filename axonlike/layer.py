@@ -231,7 +231,7 @@ class Layer:
 
     @property
     def plain(self) -> Layer:
-        """This layer, or the one that its factory made it of: it tells how it is run."""
+        """This layer or, of a composite, the one that its factory returned."""
         return self.made_of or self
 
     def named(self, name: str | None) -> Layer:
