@@ -165,5 +165,5 @@ def test_pieces_must_be_a_positive_int():
 
 
 def test_the_activation_must_be_a_function():
-    with pytest.raises(ValueError, match="^glu: activation must be a function, got 3"):
+    with pytest.raises(ValueError, match=r"^glu: activation must be a function, got 3"):
         al.glu(2, 3)
