@@ -79,6 +79,9 @@ TABLE = {
         (al.batch_norm(), ("b t 3", al.spec("b t", bool)), {}),
         (al.batch_norm(axis=(1, 2), use_running_average=True), "b 2 3", {}),
     ],
+    "between": [
+        (al.between(al.serial(a=D, b=jnp.tanh, c=al.dense(2)), "a", "c"), "b 3", {})
+    ],
     "bias": [(al.bias(), "b t 4", {}), (al.bias((-1, 1)), "b 3 4", {})],
     "bidirectional": [
         (al.bidirectional(al.gru(3)), "b t 2", {}),
