@@ -6,7 +6,6 @@ Its pages are the groups there, under the comments that head them.
 import inspect
 import re
 import shutil
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
