@@ -69,11 +69,14 @@ def picture(model: al.Layer, state: Any, held: Any) -> Figure:
     codes = jax.random.normal(jax.random.key(2), (24, CODE))
     decoder = model.part("decoder")
     new = jax.nn.sigmoid(decoder.predict(state.params, state.model_state, codes))
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for at, image in enumerate(np.concatenate([some, again, new])):
-        axes = figure.add_subplot(4, 12, at + 1)
-        axes.imshow(np.reshape(image, (8, 8)), cmap="gray_r", vmin=0, vmax=1)
-        axes.axis("off")
+    rows = {"held out": some, "reconstructed": again, "new": new[:12], "": new[12:]}
+    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
+    grid = figure.subplots(len(rows), 12)
+    for line, (label, images) in zip(grid, rows.items(), strict=True):
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for axes, image in zip(line, images, strict=True):
+            axes.imshow(np.reshape(image, (8, 8)), cmap="gray_r", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[], frame_on=False)
     return figure
 
 
