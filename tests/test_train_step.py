@@ -356,6 +356,32 @@ def test_a_batch_in_parts_is_the_whole_batch(loss):
     assert_close(ts.params, other.params)
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_losses_of_a_batch_in_parts_count_for_what_they_have(order):
+    """One is of the elements of a mask, one of all examples: each by its own weight."""
+    losses = {
+        "a": lambda y, b: entropy(y, b["targets"]),
+        "b": lambda y, b: jnp.mean(jnp.square(y)),
+    }
+    model = al.branch(a=al.dense(3), b=al.serial(routed(2)))
+    batch = {
+        "inputs": rng.normal(size=(8, 6, 4)).astype(np.float32),
+        "targets": rng.integers(0, 3, (8, 6)),
+        "mask": rng.random((8, 6)) < np.linspace(0.1, 0.9, 8)[:, None],
+    }
+    parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(3), slice(3, 8))]
+    args = {name: losses[name] for name in order}, optax.sgd(0.5)
+    options = {"aux": {"b/routed/balance": 0.1, "a/kernel": 0.1}, "weights": {"a": 2.0}}
+    found = []
+    for accumulate in (1, 4):
+        step, ts = started(model, *args, accumulate=accumulate, **options)
+        ts, logs = step(ts, batch)
+        scores = step.evaluate(ts, [batch]), step.evaluate(ts, parts)
+        assert_close(*scores)
+        found.append((dict(logs), ts.params, scores[0]))
+    assert_close(*found)
+
+
 def test_a_batch_that_does_not_divide_is_told():
     step, ts = started(network(), accumulate=5)
     assert message_of(ValueError, step, ts, BATCH) == (

@@ -13,7 +13,7 @@ import numpy as np
 from axonlike.layer import Layer
 from axonlike.training.batch import as_arrays, inputs_of, padded, rows_of, size_of
 from axonlike.training.each import WholeBatchError
-from axonlike.training.loss import Loss, loss_fn
+from axonlike.training.loss import Loss, loss_fn, losses_of
 from axonlike.training.metric import Metric, States, named
 from axonlike.training.metrics import merge_means, value_of_mean
 from axonlike.types import Array, Params, PyTree, State
@@ -31,7 +31,8 @@ class Evaluation:
         precision: Any,
     ) -> None:
         self._metrics = named(metrics)
-        self._names, self._fills = loss is not None, True
+        self._losses = [] if loss is None else losses_of(loss, weights)
+        self._fills = True
         options = {"weights": weights, "metrics": metrics, "precision": precision}
         function = _no_loss if loss is None else loss
         self._function = loss_fn(model, function, train=False, **options)
@@ -81,21 +82,23 @@ class Evaluation:
         self, params: Params, state: State, batch: PyTree, rows: Array | None
     ) -> States:
         value, out = self._function(params, state, batch, rows=rows)
-        weight = out.weight
-        if weight is None:
-            weight = jnp.asarray(rows_of(batch), jnp.float32)
-        terms = {"loss": value, **out.terms} if self._names else {}
-        means = {
-            name: {"mean": term.astype(jnp.float32), "weight": weight}
-            for name, term in terms.items()
-        }
+        means: States = {}
+        for name in (term.name for term in self._losses):
+            mean, weight = out.terms.get(name, value), out.weights[name]
+            if weight is None:
+                weight = jnp.asarray(rows_of(batch), jnp.float32)
+            means[name] = {"mean": mean.astype(jnp.float32), "weight": weight}
         return {**means, **out.metrics}
 
     def _merged(self, a: States, b: States) -> States:
         return {name: self._metric(name).merge(a[name], b[name]) for name in a}
 
     def _values(self, states: States) -> States:
-        return {n: self._metric(n).compute(state) for n, state in states.items()}
+        values = {n: self._metric(n).compute(state) for n, state in states.items()}
+        if self._losses:
+            first, *others = (t.weighted(values[t.name]) for t in self._losses)
+            values["loss"] = sum(others, first)
+        return values
 
     def _metric(self, name: str) -> Metric:
         return self._metrics.get(name, _LOSS)

@@ -15,8 +15,8 @@ from axonlike.layer import Layer
 from axonlike.params import merge, partition, paths
 from axonlike.selector import Where
 from axonlike.surgery import trainable
-from axonlike.training.batch import rows_of
-from axonlike.training.loss import Loss, Out, loss_fn
+from axonlike.training.batch import both, mask_of, rows_of
+from axonlike.training.loss import Loss, Out, Share, loss_fn
 from axonlike.training.metric import Metric, States, named
 from axonlike.types import Array, Key, Params, PyTree, State, to_dtype
 
@@ -77,9 +77,16 @@ def grad_fn(
     ) -> tuple[tuple[Array, Out], Params]:
         trained, rest = parted(model, params, where)
 
-        def scaled(trained: Params, state: Any, batch: Any, key: Any, rows: Any) -> Any:
+        def scaled(
+            trained: Params,
+            state: Any,
+            batch: Any,
+            key: Any,
+            rows: Any,
+            share: Any = None,
+        ) -> Any:
             whole = merge(trained, rest) if rest else trained
-            value, out = function(whole, state, batch, key, rows=rows)
+            value, out = function(whole, state, batch, key, rows=rows, share=share)
             times = value if scale is None else value * scale.astype(value.dtype)
             return times, (value, out)
 
@@ -92,6 +99,7 @@ def grad_fn(
         else:
             rows_of(batch)
             pieces = jax.tree.map(partial(_split, accumulate), (batch, rows))
+            pieces = *pieces, _shares(accumulate, *pieces)
             found, grad = _summed(one, accumulate, state, pieces, key, measures)
         return found, grad if scale is None else _divided(grad, scale)
 
@@ -142,11 +150,27 @@ def _split(parts: int, x: Any) -> Any:
     return jnp.reshape(x, (parts, x.shape[0] // parts, *x.shape[1:]))
 
 
+def _shares(parts: int, batch: PyTree, rows: Array | None) -> Share | None:
+    """How much of the batch each part is; None where all of it counts."""
+    counted = both(mask_of(batch), rows)
+    if counted is None:
+        return None
+    equal = jnp.full(parts, 1 / parts, jnp.float32)
+    return Share(_share(counted), equal if rows is None else _share(rows))
+
+
+def _share(counted: Array) -> Array:
+    """What part of all that counts is in each part."""
+    axes = tuple(range(1, counted.ndim))
+    counts = jnp.sum(counted, axes, dtype=jnp.float32)
+    return counts / jnp.maximum(jnp.sum(counts), jnp.float32(1))
+
+
 def _summed(
     one: Callable[..., Any],
     parts: int,
     state: State,
-    pieces: PyTree,
+    pieces: tuple[PyTree, Array | None, Share | None],
     key: Key | None,
     measures: dict[str, Metric],
 ) -> Any:
@@ -154,37 +178,22 @@ def _summed(
 
     def body(carry: Any, each: Any) -> Any:
         state, total = carry
-        (batch, rows), index = each
+        (batch, rows, share), index = each
         own = None if index is None else jax.random.fold_in(cast(Any, key), index)
-        (value, out), grad = one(state, batch, own, rows)
-        total = jax.tree.map(_plus, total, _weighted(value, out, grad))
+        (value, out), grad = one(state, batch, own, rows, share)
+        total = jax.tree.map(_plus, total, (value, out.terms, grad))
         return (out.state, total), out.metrics
 
     index = None if key is None else jnp.arange(parts, dtype=jnp.uint32)
-    first: Any = jax.tree.map(itemgetter(0), pieces)
-    shapes: Any = jax.eval_shape(one, state, first[0], key, first[1])
+    batch, rows, share = cast(Any, jax.tree.map(itemgetter(0), pieces))
+    shapes: Any = jax.eval_shape(one, state, batch, key, rows, share)
     (value, out), grad = shapes
-    start = jax.tree.map(_zeros, jax.eval_shape(_weighted, value, out, grad))
+    like = value, out.terms, grad
+    start = jax.tree.map(_zeros, like)
     (state, total), states = lax.scan(body, (state, start), (pieces, index))
-    sums, weight = total
-    value, terms, grad = jax.tree.map(
-        partial(_mean, parts if weight is None else weight),
-        sums,
-        (value, out.terms, grad),
-    )
-    return (value, Out(state, terms, _merged(measures, states, parts), weight)), grad
-
-
-def _weighted(value: Array, out: Out, grad: Params) -> Any:
-    """What is summed: all times how much of the part counts, where not all of it does."""
-    found = value, out.terms, grad
-    if out.weight is None:
-        return found, None
-    return jax.tree.map(partial(_times, out.weight), found), out.weight
-
-
-def _times(weight: Array, x: Array) -> Array:
-    return x * weight.astype(x.dtype)
+    count = parts if share is None else 1
+    value, terms, grad = jax.tree.map(partial(_mean, count), total, like)
+    return (value, Out(state, terms, _merged(measures, states, parts), {})), grad
 
 
 def _zeros(spec: Any) -> Array:
@@ -195,9 +204,9 @@ def _plus(total: Array, x: Array) -> Array:
     return total + to_dtype(x, total.dtype)
 
 
-def _mean(weight: Any, total: Array, like: Any) -> Array:
-    whole = jnp.asarray(weight, total.dtype)
-    return to_dtype(total / whole, like.dtype)
+def _mean(count: int, total: Array, like: Any) -> Array:
+    whole = total if count == 1 else total / jnp.asarray(count, total.dtype)
+    return to_dtype(whole, like.dtype)
 
 
 def _divided(grad: Params, scale: Array) -> Params:

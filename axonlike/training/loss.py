@@ -27,13 +27,20 @@ Loss = LossFunction | Mapping[str, LossFunction]
 class Out(NamedTuple):
     """What comes with a loss: the model's new state, terms by name, states of metrics.
 
-    `weight` says how much of the batch counts, where not all of it does.
+    `weights` says how much of the batch counts for each loss, None where all of it does.
     """
 
     state: State
     terms: dict[str, Array]
     metrics: States
-    weight: Array | None = None
+    weights: dict[str, Array | None]
+
+
+class Share(NamedTuple):
+    """How much of a batch one of its parts is: of the elements that count, of its rows."""
+
+    counted: Array
+    rows: Array
 
 
 def loss_fn(
@@ -100,20 +107,21 @@ def loss_fn(
         key: Key | None = None,
         *,
         rows: Array | None = None,
+        share: Share | None = None,
     ) -> tuple[Array, Out]:
         options = {"rows": rows} if rows is not None and "rows" in model.options else {}
         run = Run(key, train, options)
         extra = auxiliary(model, aux, params, state, inputs_of(batch), run)
         run = run._replace(taps=extra.taps)
         y, state, taken = evaluate(model, params, state, inputs_of(batch), run)
-        value, terms, weight = _total(losses, y, batch, rows)
+        value, terms, weights = _total(losses, y, batch, rows, share)
         added = extra.values(taken, rows)
+        if share is not None:
+            added = {name: _times(term, share.rows) for name, term in added.items()}
         for term in added.values():
             value = value + term
-        mask = both(mask_of(batch), rows)
-        return value, Out(
-            state, {**terms, **added}, measured(measures, y, batch, mask), weight
-        )
+        states = measured(measures, y, batch, both(mask_of(batch), rows))
+        return value, Out(state, {**terms, **added}, states, weights)
 
     return function
 
@@ -142,6 +150,15 @@ class Term(NamedTuple):
     function: LossFunction
     weight: float | None
 
+    @property
+    def name(self) -> str:
+        """In logs."""
+        return "loss" if self.output is None else f"loss/{self.output}"
+
+    def weighted(self, value: Array) -> Array:
+        """What it adds to the loss."""
+        return value if self.weight is None else _times(value, self.weight)
+
 
 def losses_of(loss: Loss, weights: Mapping[str, float] | None) -> list[Term]:
     """The losses, every option having been checked."""
@@ -153,6 +170,10 @@ def losses_of(loss: Loss, weights: Mapping[str, float] | None) -> list[Term]:
             )
         return [Term(None, _checked(loss), None)]
     functions = cast("Mapping[str, Any]", loss)
+    if not functions:
+        raise ValueError(
+            "loss: expected at least one, got {}. Write {output: function}."
+        )
     for output in weights or {}:
         if output not in functions:
             raise PathError("loss: weights", str(output), map(str, functions))
@@ -172,23 +193,20 @@ def _checked(function: Any) -> LossFunction:
 
 
 def _total(
-    losses: list[Term], y: PyTree, batch: PyTree, rows: Array | None
-) -> tuple[Array, dict[str, Array], Array | None]:
-    """The weighted sum of the losses, each by name, and how much of the batch counts."""
-    total, weight = None, None
+    losses: list[Term],
+    y: PyTree,
+    batch: PyTree,
+    rows: Array | None,
+    share: Share | None,
+) -> tuple[Array, dict[str, Array], dict[str, Array | None]]:
+    """The weighted sum of the losses, each by name, and how much counts for each."""
     terms: dict[str, Array] = {}
+    weights: dict[str, Array | None] = {}
     for term in losses:
-        each, weight = _mean(term, _output(y, term.output), batch, rows)
-        if term.output is not None:
-            terms[f"loss/{term.output}"] = each
-        if term.weight is not None:
-            each = each * jnp.asarray(term.weight, each.dtype)
-        total = each if total is None else total + each
-    if total is None:
-        raise ValueError(
-            "loss: expected at least one, got {}. Write {output: function}."
-        )
-    return total, terms, weight
+        terms[term.name], weights[term.name] = _mean(term, y, batch, rows, share)
+    first, *others = (term.weighted(terms[term.name]) for term in losses)
+    total = sum(others, first)
+    return total, {} if losses[0].output is None else terms, weights
 
 
 def _output(y: PyTree, name: str | None) -> PyTree:
@@ -217,21 +235,35 @@ def _numbers(found: Any) -> Array:
 
 
 def _mean(
-    term: Term, y: PyTree, batch: PyTree, rows: Array | None
+    term: Term, y: PyTree, batch: PyTree, rows: Array | None, share: Share | None
 ) -> tuple[Array, Array | None]:
-    """The mean of a loss over what counts, and how much that is."""
-    values = _numbers(term.function(y, batch))
+    """The mean of a loss over what counts, and how much that is.
+
+    Of a part of a batch, the mean times what part it is.
+    """
+    values = _numbers(term.function(_output(y, term.output), batch))
+    part = None if share is None else share.counted if values.ndim else share.rows
     if values.ndim == 0 and rows is None:
-        return values, None
+        return _times(values, part), None
     if values.ndim == 0:
-        check_mean(term.function, y, batch)
-        values = one_by_one(term.function, y, batch)
-        mask = both(None, rows)
+        values, mask = _of_each(term, y, batch), both(None, rows)
     else:
         mask = both(mask_of(batch), rows, values.shape, "loss")
     values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
     if mask is None:
-        return jnp.mean(values), None
+        return _times(jnp.mean(values), part), None
     weight = jnp.sum(mask.astype(values.dtype))
     kept = jnp.where(mask, values, jnp.zeros((), values.dtype))
-    return jnp.sum(kept) / jnp.maximum(weight, jnp.ones((), weight.dtype)), weight
+    mean = jnp.sum(kept) / jnp.maximum(weight, jnp.ones((), weight.dtype))
+    return _times(mean, part), weight
+
+
+def _of_each(term: Term, y: PyTree, batch: PyTree) -> Array:
+    """A loss that is one number for a batch, of each of its examples."""
+    y = _output(y, term.output)
+    check_mean(term.function, y, batch)
+    return one_by_one(term.function, y, batch)
+
+
+def _times(x: Array, factor: Any) -> Array:
+    return x if factor is None else x * jnp.asarray(factor, x.dtype)
