@@ -55,7 +55,7 @@ class PathError(KeyError):
 def nearest(got: str, known: Iterable[str]) -> str:
     """A sentence with the names most like `got`, or with all there are."""
     names = list(dict.fromkeys(known))
-    close = get_close_matches(got, names, n=3, cutoff=0.6)
+    close = get_close_matches(str(got), names, n=3, cutoff=0.6)
     if close:
         return f"Nearest: {', '.join(map(repr, close))}."
     if not names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.core
@@ -107,7 +107,7 @@ def evaluate(
                 f"{what}: expected a dict, got {type(tree).__name__}. "
                 "Pass the trees that init returned: apply(params, state, x)."
             )
-    unknown = [name for name in run.options if name not in layer.options]
+    unknown = [name for name in check_options(run.options) if name not in layer.options]
     if unknown:
         hint = "Options are keyword-only parameters of a layer's apply."
         raise PathError("options", unknown[0], sorted(layer.options), hint)
@@ -186,6 +186,13 @@ def check_key(key: Any, *, optional: bool = False) -> Any:
         return key
     got = f"{dtype}{list(shape)}" if shape is not None else type(key).__name__
     raise TypeError(f"key: expected one jax.random.key(seed), got {got}.")
+
+
+def check_options(options: Any) -> Mapping[str, Any]:
+    """Static options by name."""
+    if isinstance(options, Mapping):
+        return cast("Mapping[str, Any]", options)
+    raise TypeError(f"options: expected {{name: value}}, got {show(options)}.")
 
 
 def check_train(train: Any) -> bool:

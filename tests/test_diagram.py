@@ -255,9 +255,8 @@ def test_layers_of_the_catalogue_are_boxes_and_those_of_users_are_frames():
     assert list(frames(diagram)) == ["own (mlp)"]
 
 
-def test_a_single_layer_and_a_function_are_drawn():
+def test_a_single_layer_is_drawn():
     assert titles(al.diagram(al.dense(2), X)) == ["input", "dense", "output"]
-    assert titles(al.diagram(al.lift(jnp.tanh), X)) == ["input", "tanh", "output"]
     assert len(al.diagram(al.identity, X).edges) == 1
 
 
@@ -441,8 +440,8 @@ def test_its_style_is_for_itself_alone():
 
 @pytest.mark.parametrize(
     ("suffix", "kind"),
-    [(".svg", "svg"), (".mmd", "mermaid"), (".mermaid", "mermaid"), (".dot", "dot"),
-     (".gv", "dot")],
+    [(".svg", "svg"), (".SVG", "svg"), (".mmd", "mermaid"), (".mermaid", "mermaid"),
+     (".dot", "dot"), (".gv", "dot")],
 )  # fmt: skip
 def test_a_file_is_what_its_name_says(tmp_path, suffix, kind):
     diagram = al.diagram(al.dense(2), X)
@@ -478,6 +477,12 @@ def test_an_unknown_ending_is_an_error(tmp_path):
 def test_depth_is_a_number(depth):
     with pytest.raises(ValueError, match="diagram: depth must be a positive int"):
         al.diagram(al.dense(2), X, depth=depth)
+
+
+def test_a_model_is_a_layer_or_a_function():
+    assert titles(al.diagram(jnp.tanh, X)) == ["input", "tanh", "output"]
+    with pytest.raises(TypeError, match="diagram: expected a layer or a function, got"):
+        al.diagram(3, X)
 
 
 def test_a_model_that_does_not_fit_its_input_says_so():

@@ -161,6 +161,10 @@ def product(sub, x):
     return sub.f(x) @ jnp.ones((784, 3))
 
 
+def shortcut(sub, x):
+    return sub.f(x) + x
+
+
 SUGGESTIONS = {
     "flatten": (al.input("b 784") >> al.dense(10), "b 28 28 1", "flatten() before it."),
     "transpose": (
@@ -188,6 +192,23 @@ SUGGESTIONS = {
         "kernel_size=(1, 1), strides=2)).",
     ),
     "sum": (al.dense(3) + al.dense(4), "b 4", "dense(features=3) after dense_1."),
+    "sum in plain code": (
+        al.wire(shortcut, f=al.dense(8)),
+        "b 4",
+        "dense(features=8) for what is (b, 4).",
+    ),
+    "channels": (al.conv(8, (3, 3)), "b 28 28", "reshape(28, 28, 1) before it."),
+    "axes with names": (
+        al.input("b 3 h w") >> al.flatten(),
+        "b 32 30 3",
+        "transpose(3, 1, 2) before it.",
+    ),
+    "stem": (al.repeat(al.dense(8), 3), "b 4", "dense(features=8) before it."),
+    "width in copies": (
+        al.serial(stem=al.dense(8), blocks=al.repeat(al.residual(al.dense(32)), 4)),
+        "b 4",
+        "dense(features=8) at the end of f.",
+    ),
     "product": (
         al.wire(product, f=al.identity),
         "b 28 28",
@@ -203,9 +224,19 @@ def test_what_would_fit_is_suggested(name):
     assert lines[-1] == f"  Perhaps {wanted}"
 
 
-def test_what_would_not_fit_is_not_suggested():
-    model = al.input("b 100") >> al.dense(10)
-    assert "Perhaps" not in al.explain(model, al.spec("b 28 28"))
+@pytest.mark.parametrize(
+    ("model", "spec"),
+    [
+        (al.input("b 100") >> al.dense(10), "b 28 28"),
+        (al.input("b h h 3") >> al.flatten(), "b 3 30 32"),
+        (al.wire(shortcut, f=al.max_pool(2)), "b 8 8 3"),
+        (al.repeat(al.max_pool(2), 2), "b 8 8 3"),
+    ],
+)
+def test_what_would_not_fit_is_not_suggested(model, spec):
+    text = al.explain(model, al.spec(spec))
+    assert "Error: " in text
+    assert "Perhaps" not in text
 
 
 def test_no_values_stand_in_a_failure_where_keras_prints_the_weights():

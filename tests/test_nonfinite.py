@@ -529,6 +529,27 @@ def test_train_is_known_before_it_is_traced():
         al.locate_nonfinite(model, params, state, X, train="yes")
 
 
+@pytest.mark.parametrize("options", [3, None, ["flag"]])
+def test_options_are_a_mapping(options):
+    for door in (al.locate_nonfinite, al.nonfinite_guard(MODEL)):
+        given = (MODEL, PARAMS) if door is al.locate_nonfinite else (PARAMS,)
+        with pytest.raises(TypeError, match=r"options: expected \{name: value\}, got"):
+            door(*given, STATE, X, options=options)
+    with pytest.raises(al.PathError, match="options: nothing is called 3"):
+        al.locate_nonfinite(MODEL, PARAMS, STATE, X, options={3: 1, "a": 2})
+
+
+def test_what_is_no_array_is_told_by_the_name_of_the_argument():
+    with pytest.raises(
+        TypeError, match="locate_nonfinite: x: expected arrays, got str"
+    ):
+        al.locate_nonfinite(MODEL, PARAMS, STATE, "images")
+    with pytest.raises(TypeError, match="args: expected arrays, got "):
+        al.locate_nonfinite(MODEL, PARAMS, STATE, X, al.spec("b 4"), loss=loss)
+    with pytest.raises(TypeError, match="loss: expected one array, got str"):
+        al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: "mse")
+
+
 def test_a_loss_is_a_function():
     with pytest.raises(TypeError, match="loss: expected a function of the predictions"):
         al.nonfinite_guard(MODEL, loss="mse")

@@ -471,8 +471,9 @@ def test_sizes_at_which_the_model_does_not_run_leave_out_its_costs_and_say_so():
     text = table.text(400)
     assert "No costs at b = 1, h = 1, w = 1" in text
     assert "Give sizes={'b': ..., 'h': ..., 'w': ...}." in text
-    with pytest.raises(al.PathError, match="No costs at b = 1"):
-        table.total("flops")
+    for what in ("flops", "peak"):
+        with pytest.raises(al.PathError, match="No costs at b = 1"):
+            table.total(what)
     assert al.summary(model, spec, sizes={"h": 8, "w": 8}).total("flops") > 0
 
 
@@ -520,6 +521,27 @@ def test_inputs_that_come_from_elsewhere_are_named():
     assert {r["path"]: r["connected_to"] for r in table_of("siamese").rows}[
         "encoder"
     ] == ["input/0", "input/1"]
+
+
+def again(sub, x):
+    return sub.f(sub.g(sub.f(x)))
+
+
+@pytest.mark.parametrize("stacked", [None, True, False])
+def test_a_layer_that_is_called_twice_is_connected_to_what_both_read(stacked):
+    model, start = al.wire(again, f=al.dense(3), g=jnp.tanh), ""
+    if stacked is not None:  # the first copy's inputs stand for those of all
+        model, start = al.repeat(model, 2, stacked=stacked), "*/"
+    rows = {
+        r["path"]: r["connected_to"] for r in al.summary(model, al.spec("b 3")).rows
+    }
+    assert rows[f"{start}f"] == ["input", f"{start}g"]
+    assert rows[f"{start}g"] == []
+
+
+def test_layers_in_a_shared_one_are_connected_to_what_every_use_reads():
+    rows = {row["path"]: row["connected_to"] for row in table_of("siamese").rows}
+    assert rows["encoder/dense"] == ["input/0", "input/1"]
 
 
 def test_wrappers_without_a_level_are_in_the_kind():
@@ -703,7 +725,15 @@ def test_the_dict_is_json():
         ({"depth": 0}, "summary: depth must be a positive int, got 0"),
         ({"depth": True}, "summary: depth must be a positive int, got True"),
         ({"train": "yes"}, "train: expected a Python bool, got str. Write train=True."),
-        ({"columns": "path"}, "expected a list, got 'path'. Write ['path']."),
+        ({"columns": "path"}, "expected a list, got 'path'. Write ['path', ...]."),
+        ({"columns": 3}, "summary: columns: expected a list, got 3."),
+        (
+            {"columns": [["path"]]},
+            "columns: nothing is called ['path']. Nearest: 'path'",
+        ),
+        ({"share": 3}, "summary: share: nothing is called 3. Known: 'params', "),
+        ({"sizes": {3: 4}}, "summary: sizes: nothing is called 3. Known: 'b'."),
+        ({"optimizer": al.dense(2)}, "expected an optimizer of optax, got Layer."),
         ({"columns": []}, "summary: columns: expected at least one name, got none."),
         ({"optimizer": "adam"}, "summary: expected an optimizer of optax, got str."),
         (
@@ -752,6 +782,10 @@ def test_a_total_that_there_is_not_is_told():
         al.PathError, match=r"total: nothing is called 'param'\. Nearest"
     ):
         table.total("param")
+    for wrong in (3, None, ["flops"]):
+        said = re.escape(f"total: nothing is called {wrong!r}. ")
+        with pytest.raises(al.PathError, match=said):
+            table.total(wrong)
 
 
 def test_shapes_that_do_not_fit_are_told_as_by_init():

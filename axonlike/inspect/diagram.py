@@ -12,7 +12,7 @@ from axonlike.inspect.boxes import Cluster, Graph, Node
 from axonlike.inspect.graph import graph
 from axonlike.inspect.places import title_of
 from axonlike.inspect.svg import svg
-from axonlike.layer import Layer
+from axonlike.layer import as_layer
 from axonlike.types import PyTree
 
 
@@ -73,11 +73,12 @@ class Diagram:
             ".svg": "svg", ".mmd": "mermaid", ".mermaid": "mermaid", ".dot": "dot",
             ".gv": "dot",
         }  # fmt: skip
-        if path.suffix == ".png":
+        suffix = path.suffix.lower()
+        if suffix == ".png":
             cairosvg: Any = optional("cairosvg", "diagram")
             cairosvg.svg2png(bytestring=self.svg.encode(), write_to=str(path), scale=2)
-        elif path.suffix in texts:
-            path.write_text(getattr(self, texts[path.suffix]), encoding="utf-8")
+        elif suffix in texts:
+            path.write_text(getattr(self, texts[suffix]), encoding="utf-8")
         else:
             raise ValueError(
                 f"diagram: expected a name that ends with .svg, .mmd, .dot or .png, got "
@@ -94,7 +95,7 @@ class Diagram:
         return f"<diagram: {len(self.nodes)} boxes, {len(self.edges)} arrows>"
 
 
-def diagram(model: Layer, spec: PyTree, depth: int | None = None) -> Diagram:
+def diagram(model: Any, spec: PyTree, depth: int | None = None) -> Diagram:
     """Draws a model: boxes for layers, arrows with the shapes that go along them.
 
     From shapes alone; no program is needed to draw it. What is composed of named layers is
@@ -102,7 +103,7 @@ def diagram(model: Layer, spec: PyTree, depth: int | None = None) -> Diagram:
     that is used several times is one box. Layers of the catalogue are boxes.
 
     Args:
-        model: any layer.
+        model: any layer, or a function.
         spec: what stands for the input, as for `init`.
         depth: down to how many steps of a path there are frames; deeper ones are boxes.
             None: all.
@@ -111,6 +112,7 @@ def diagram(model: Layer, spec: PyTree, depth: int | None = None) -> Diagram:
         As `al.spec` writes them; the dtype where it is not float32.
 
     Raises:
+        TypeError: the model is no layer.
         ValueError: `depth` is not a positive int.
 
     Example:
@@ -135,7 +137,7 @@ def diagram(model: Layer, spec: PyTree, depth: int | None = None) -> Diagram:
         raise ValueError(
             f"diagram: depth must be a positive int or None, got {depth!r}."
         )
-    return Diagram(graph(model, spec, depth))
+    return Diagram(graph(as_layer(model, "diagram"), spec, depth))
 
 
 _SHAPES = {

@@ -29,6 +29,7 @@ def sources(jaxpr: Any, finder: Finder, inputs: list[str], at: int) -> dict[str,
 class _Flow:
     def __init__(self, finder: Finder) -> None:
         self.finder, self.found = finder, dict[str, Sources]()
+        self._copies: dict[str, str] = {}
 
     def run(self, jaxpr: Any, labels: list[Sources], path: str) -> list[Sources]:
         """Where the outputs come from, for inputs from there."""
@@ -50,7 +51,8 @@ class _Flow:
         inside = [self._inside(j, given, merged, path) for j in inner(equation)]
         if is_layer(equation):
             row = self.finder.of_scope(path)
-            self.found.setdefault(row.path, merged)
+            if self._copies.setdefault(row.path, path) == path:  # all uses, of one copy
+                self.found.setdefault(row.path, {}).update(merged)
             return [{row.path: None}] * len(equation.outvars)
         fits = inside and len(inside[0]) == len(outputs)
         return inside[0] if fits and len(inside) == 1 else outputs

@@ -91,7 +91,7 @@ def count_arrays(finder: Finder, model: Any, made: Arrays) -> None:
 
 def memory(optimizer: Any, model: Any, made: Arrays) -> int:
     """Bytes that an optimizer keeps for the params that are trained, as in `train_step`."""
-    if not hasattr(optimizer, "init"):
+    if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise TypeError(
             f"summary: expected an optimizer of optax, got {show(optimizer)}. "
             "Write optax.adam(1e-3)."

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from axonlike.evaluation import check_key, check_train, evaluate
+from axonlike.evaluation import check_key, check_options, check_train, evaluate
 from axonlike.frame import Run
 from axonlike.inspect.nonfinite_report import NonfiniteReport, Row
 from axonlike.inspect.probe import SILENT, Probe, magnitude
@@ -72,8 +73,10 @@ def locate_nonfinite(
         As the model's.
 
     Raises:
-        TypeError: the model is no layer; the loss is no function, or not one array of
-            floating point; train is no Python bool.
+        TypeError: the model is no layer; params, state, x or args hold what is no array;
+            the loss is no function, or not one array of floating point; train is no
+            Python bool; options are no mapping.
+        PathError: there is no such option.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -87,8 +90,12 @@ def locate_nonfinite(
         ('root', 'inf')
     """
     model = as_layer(model, "locate_nonfinite")
-    measure = _measuring(model, _checked(loss), check_train(train), options)
+    measure = _measuring(
+        model, _checked(loss), check_train(train), check_options(options)
+    )
     key = check_key(key, optional=True)
+    for name, tree in (("params", params), ("state", state), ("x", x), ("args", args)):
+        _check_arrays(name, tree)
     with jax.debug_nans(False), jax.debug_infs(False):
         return measure(params, state, x, args, key)
 
@@ -112,8 +119,7 @@ def nonfinite_guard(model: Any, loss: Loss | None = None) -> Callable[..., Guard
         grads: those of the params.
 
     Raises:
-        TypeError: the model is no layer; the loss is no function, or not one array of
-            floating point; train is no Python bool.
+        TypeError: as of `locate_nonfinite`.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -163,6 +169,17 @@ def _checked(loss: Any) -> Loss | None:
         f"loss: expected a function of the predictions, got {show(loss)}. "
         "Write lambda y, target: optax.l2_loss(y, target)."
     )
+
+
+def _check_arrays(name: str, tree: PyTree) -> None:
+    """Refuses what is no array before `jax.jit` does, which names no argument of ours."""
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(
+            leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)
+        ):
+            raise TypeError(
+                f"locate_nonfinite: {name}: expected arrays, got {show(tree)}."
+            )
 
 
 def _measuring(
@@ -229,7 +246,7 @@ def _value(loss: Loss | None, y: PyTree, args: tuple[Any, ...]) -> Array:
     """The loss as one number."""
     if loss is not None:
         found = loss(y, *args)
-        if not jax.tree_util.all_leaves([found]):
+        if not jax.tree_util.all_leaves([found]) or isinstance(found, str):
             raise TypeError(f"loss: expected one array, got {show(found)}.")
         value = jnp.asarray(found)
         if not jnp.issubdtype(value.dtype, jnp.floating):

@@ -26,7 +26,11 @@ def suggestions(error: Exception, frame: Any) -> list[str]:
     if isinstance(error, ShapeError):
         wanted, got = _arrays(error.expected), _arrays(error.got)
         if error.where == "residual" and wanted and got:
-            found += _shortcuts(wanted[0][1], got[0][1])
+            step = frame.site.rpartition("/")[2]
+            is_copy = step == "*" or step.isdigit()
+            found += (_last if is_copy else _shortcuts)(wanted[0][1], got[0][1])
+        elif error.where == "repeat" and wanted and got:
+            found += _stem(frame.layer, wanted[0][1], got[0][1])
         elif error.where in ("add", "multiply") and len(got) > 1:
             found += _widths(got)
         elif error.where == "conv" and got:
@@ -34,7 +38,7 @@ def suggestions(error: Exception, frame: Any) -> list[str]:
         elif wanted and got:
             found += _before(wanted[0][1], got[0][1])
     else:
-        found += _products(str(error), frame)
+        found += [*_products(str(error), frame), *_sums(str(error))]
     return found[:2]
 
 
@@ -51,6 +55,14 @@ def _arrays(text: str) -> list[tuple[str, Spec]]:
 
 def _fits(layer: Layer, given: Spec, wanted: Spec) -> bool:
     return _shape(layer, given) == tuple(wanted.shape)
+
+
+def _matches(layer: Layer, given: Spec, wanted: Spec) -> bool:
+    """The same, where a declared name is any size, the same wherever it stands."""
+    shape = _shape(layer, given)
+    pairs = set(zip(map(str, wanted.dims), map(str, shape), strict=False))
+    fixed = all(dim == size or not dim.isdigit() for dim, size in pairs)
+    return fixed and len(shape) == wanted.ndim and len(dict(pairs)) == len(pairs)
 
 
 def _shape(layer: Layer, given: Spec) -> tuple[Any, ...]:
@@ -77,6 +89,22 @@ def _shortcuts(kept: Spec, y: Spec) -> list[str]:
     ]
 
 
+def _last(kept: Spec, y: Spec) -> list[str]:
+    """What returns to the shortcut's width, where copies have to keep it."""
+    width = kept.dims[-1] if kept.dims else None
+    layer = dense(width) if isinstance(width, int) else None
+    fits = layer is not None and _fits(layer, y, kept)
+    return [f"{layer.headline} at the end of f."] if layer and fits else []
+
+
+def _stem(layer: Layer, given: Spec, y: Spec) -> list[str]:
+    """What makes of the input what the copies return, if they take that."""
+    width = y.dims[-1] if y.dims else None
+    stem = dense(width) if isinstance(width, int) else None
+    fits = stem is not None and _fits(stem, given, y) and _fits(layer, y, y)
+    return [f"{stem.headline} before it."] if stem and fits else []
+
+
 def _known(a: Spec, b: Spec) -> list[tuple[int, int]]:
     """The spatial sizes of two images, if they are known."""
     sizes = zip(a.dims[1:-1], b.dims[1:-1], strict=False)
@@ -97,8 +125,11 @@ def _widths(items: list[tuple[str, Spec]]) -> list[str]:
 
 
 def _images(expected: str, got: Spec) -> list[str]:
-    """Pixels of a flat image."""
+    """Pixels of a flat image; the channel of one that has none."""
     axes = expected.count(",") - 1
+    sizes = [n for n in got.dims[1:] if isinstance(n, int)]
+    if len(sizes) == got.ndim - 1 == axes > 1:
+        return [f"{reshape(*sizes, 1).headline} before it."]
     size = got.dims[-1] if got.ndim == 2 else None
     if axes != 2 or not isinstance(size, int):
         return []
@@ -114,7 +145,7 @@ def _before(wanted: Spec, got: Spec) -> list[str]:
     sizes = [n for n in wanted.dims[1:] if isinstance(n, int)]
     shaped = [reshape(*sizes)] if sizes and len(sizes) == wanted.ndim - 1 else []
     for layer in (flatten(), *_transposes(got), *shaped):
-        if _fits(layer, got, wanted):
+        if _matches(layer, got, wanted):
             return [f"{layer.headline} before it."]
     return []
 
@@ -142,3 +173,16 @@ def _products(message: str, frame: Any) -> list[str]:
         if shape and str(shape[-1]) == need:
             return [f"{layer.headline} before the product."]
     return []
+
+
+def _sums(message: str) -> list[str]:
+    """One width for what plain code adds."""
+    shapes = re.search(r"broadcasting: \(([^)]*)\), \(([^)]*)\)", message)
+    found = _arrays(f"[{shapes[1]}] [{shapes[2]}]") if shapes else []
+    if len(found) < 2:
+        return []
+    (_, first), (_, second) = found
+    width = first.dims[-1] if first.dims else None
+    if not isinstance(width, int) or not _fits(dense(width), second, first):
+        return []
+    return [f"{dense(width).headline} for what is ({shapes[2] if shapes else ''})."]

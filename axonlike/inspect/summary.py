@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -26,9 +26,9 @@ class Summary:
     `rows` is a list of dicts, one for each layer: `path`, `kind`, `n` (how many copies the
     numbers are for), `output` and `spec` (what it returns), `params` and `bytes`,
     `trainable` and `frozen` (params that are), `state` and `state_bytes`, `tied_to`,
-    `connected_to` (where inputs come from, unless it is the row before), `flops`,
-    `activations` (bytes that it returns), `kept` (bytes kept for the backward pass),
-    `share`, `siblings` (the paths of a folded row), `depth`.
+    `connected_to` (where the inputs of all its uses come from, unless it is the row
+    before), `flops`, `activations` (bytes that it returns), `kept` (bytes kept for the
+    backward pass), `share`, `siblings` (the paths of a folded row), `depth`.
 
     Example:
         >>> import axonlike as al
@@ -60,11 +60,11 @@ class Summary:
         Raises:
             PathError: there is no such total.
         """
-        if what == "peak" and self._peak is not None:
-            self.totals.setdefault("peak", self._peak())
-        if what not in self.totals:
-            known = [*self.totals, "peak"]
-            raise PathError("total", what, known, self.notes.get(what, ""))
+        if what == "peak" and self._peak is not None and "peak" not in self.totals:
+            self.totals["peak"] = self._peak()
+        if what not in list(self.totals):
+            known = [*self.totals, *(["peak"] if self._peak else [])]
+            raise PathError("total", what, known, self.notes.get(str(what), ""))
         return self.totals[what]
 
     def text(self, width: int | None = None, *, totals: bool = True) -> str:
@@ -226,14 +226,14 @@ def summary(
 
 
 def _check(columns: Sequence[str] | None, share: str, depth: int | None) -> None:
-    if isinstance(columns, str):
+    if columns is not None and not isinstance(cast(Any, columns), (list, tuple)):
         raise TypeError(
-            f"summary: columns: expected a list, got {columns!r}. Write [{columns!r}]."
+            f"summary: columns: expected a list, got {columns!r}. Write ['path', ...]."
         )
     if columns is not None and not columns:
         raise ValueError("summary: columns: expected at least one name, got none.")
     for name in columns or ():
-        if name not in table.COLUMNS:
+        if name not in list(table.COLUMNS):
             raise PathError("summary: columns", name, table.COLUMNS)
     if share not in SUMMED:
         raise PathError("summary: share", share, SUMMED)
@@ -258,7 +258,7 @@ def _counted(
             raise
         given = ", ".join(f"{name!r}: ..." for name in at.assumed)
         why = f"No costs at {at}: {_first_line(error)} Give sizes={{{given}}}."
-        return None, dict.fromkeys(COSTS, why)
+        return None, dict.fromkeys((*COSTS, "peak"), why)
     try:
         gather.count_kept(finder, call)
     except Exception as error:
