@@ -35,6 +35,7 @@ LINES = (
     ("surgery",),
     ("adapters", "policy"),
     ("inspect", "io"),
+    ("io.onnx",),
     ("training",),
     ("models",),
     ("testing",),
@@ -133,7 +134,8 @@ def covers(place: str, name: str) -> bool:
 
 
 def rank(name: str) -> int | None:
-    return next((value for place, value in RANKS.items() if covers(place, name)), None)
+    """The line of a module: of the innermost folder that has one of its own."""
+    return RANKS.get(max((p for p in RANKS if covers(p, name)), key=len, default=""))
 
 
 def may_import(name: str, target: str) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_laws import ROWS
+from zoo import FAMILIES, MODELS
 
 import axonlike as al
 from axonlike.spec import as_spec
@@ -92,6 +93,20 @@ def test_files_run_without_axonlike_for_any_size(tmp_path):
     check_rows(tmp_path, rows(SAMPLE))
 
 
+# Whose state has a batch of its own, which no file leaves open.
+FIXED = {"attention-4", "kv_cache"}
+SEQUENCES = {
+    *("attention", "bidirectional", "gru", "learned_positions", "lstm", "mgu", "rnn"),
+    *("rotary", "scan", "sinusoidal_positions"),
+}
+
+
+def test_the_batch_is_open_in_every_row_and_the_length_for_sequences():
+    names = {row[0]: set(_sizes(as_spec(row[2]))[0]) for row in rows()}
+    assert {name for name, sizes in names.items() if not sizes} == FIXED
+    assert {name for name, sizes in names.items() if "t" in sizes} >= SEQUENCES
+
+
 @pytest.mark.slow
 def test_every_layer_is_exported_and_runs_without_axonlike(tmp_path):
     check_rows(tmp_path, rows())
@@ -166,6 +181,29 @@ def test_weights_beside_are_a_file_that_any_reader_opens(tmp_path):
     assert not np.allclose(exported.call(other, x), wanted)  # it is they that are used
     loaded = al.load(tmp_path / "m.safetensors", model, spec)
     np.testing.assert_array_equal(model.predict(*loaded, x), wanted)
+
+
+@pytest.mark.parametrize("weights", ["inside", "beside"])
+def test_state_that_is_carried_goes_from_call_to_call(tmp_path, weights):
+    how = {"num_heads": 2, "causal": True, "rotary": al.rotary(), "cache_length": 6}
+    block = al.residual(al.attention(**how))
+    model = al.serial(emb=al.embedding(7, 4), blocks=block**2, head=al.dense(7))
+    spec, path = al.spec("2 t", int, "t<=6"), tmp_path / "m.stablehlo"
+    params, state = model.init(KEY, al.spec("2 3", int))
+    how = {"options": {"decode": True}, "carry_state": True, "weights": weights}
+    al.export(model, params, state, spec, path, **how)
+    run = jax.export.deserialize(bytearray(path.read_bytes())).call
+    first = (
+        () if weights == "inside" else (load_file(path.with_suffix(".safetensors")),)
+    )
+    tokens = jnp.array([[1, 2, 3, 4], [4, 5, 6, 0]])
+    wanted, last = model.apply(params, state, tokens, options={"decode": True})
+    made, kept = [], state
+    for part in (tokens[:, :2], tokens[:, 2:3], tokens[:, 3:]):
+        y, kept = run(*first, kept, part)
+        made.append(y)
+    np.testing.assert_allclose(np.concatenate(made, 1), wanted, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, last)
 
 
 def test_dtypes_that_others_do_not_read_stay_inside(tmp_path):
@@ -252,54 +290,47 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     al.export(*args, check=False)
 
 
-def test_options_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="weights is 'inside' or 'beside', got 'out'"):
-        al.export(al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", weights="out")
-    for platforms in ("cpu", ("gpu",), ()):
-        with pytest.raises(ValueError, match="platforms are some of cpu, cuda, rocm"):
-            al.export(
-                al.dense(2), {}, {}, al.spec("b 3"), tmp_path / "m", platforms=platforms
-            )
-    file = tmp_path / "m.safetensors"
-    with pytest.raises(ValueError, match=r"is where the weights go.* Call the file"):
-        al.export(al.dense(2), {}, {}, al.spec("b 3"), file, weights="beside")
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"weights": "out"}, "export: weights is 'inside' or 'beside', got 'out'"),
+        ({"platforms": "cpu"}, "export: platforms are some of cpu, cuda, rocm, tpu"),
+        ({"platforms": ("gpu",)}, "platforms are some of .*, got .'gpu',.\\."),
+        ({"platforms": ()}, "export: platforms are some of cpu, cuda, rocm, tpu"),
+        ({"platforms": None}, "export: platforms are some of .* got None"),
+        ({"path": "m.safetensors", "weights": "beside"}, "go .* Call the file .stable"),
+        ({"path": "."}, "export: . is a folder. Name a file in it"),
+        ({"path": None}, "export: expected the path of a file, got None"),
+        ({"model": "x"}, "export: expected a layer, the model, got str"),
+        ({"params": None}, "export: params: expected a dict, got NoneType. Pass the"),
+        ({"params": {"kernel": 2}}, "export: 'kernel' is int, not an array. Pass the"),
+        ({"state": []}, "export: state: expected a dict, got list. Pass the"),
+        ({"spec": object()}, "input: expected an array, al.spec"),
+        ({"options": ["decode"]}, "export: options: expected a dict, {'decode': True}"),
+        (
+            {"carry_state": "all"},
+            "export: carry_state must be True or False, got 'all'",
+        ),
+        ({"check": "no"}, "export: check must be True or False, got 'no'"),
+    ],
+)
+def test_arguments_are_checked(wrong, what):
+    layer, spec = al.dense(2), al.spec("b 3")
+    params, state = jax.tree.map(jnp.zeros_like, layer.init(KEY, spec))
+    given = {"model": layer, "params": params, "state": state, "spec": spec}
+    with pytest.raises((ValueError, TypeError, IsADirectoryError), match=what):
+        al.export(**{**given, "path": "m", **wrong})
 
 
 # --- the models that there are to start from
 
-SMALL = {"features": 16, "num_layers": 2, "num_heads": 2}
-TEXT = al.spec("b t", int, ("t<=9",))
-ZOO = {
-    "gpt2": (al.models.gpt2(vocab_size=11, max_length=9, **SMALL), TEXT),
-    "llama": (
-        al.models.llama(vocab_size=11, hidden_features=24, num_kv_heads=1, **SMALL),
-        TEXT,
-    ),
-    "bert": (
-        al.models.bert(vocab_size=11, max_length=9, hidden_features=24, **SMALL),
-        TEXT,
-    ),
-    "encoder": (
-        al.models.transformer_encoder(2, 2, features=16, hidden_features=24),
-        al.spec("b t 16"),
-    ),
-    "lstm": (al.models.stacked_lstm(8, 2), al.spec("b t 4")),
-    "gru": (al.models.stacked_gru(8, 2), al.spec("b t 4")),
-    "vit": (
-        al.models.vit(
-            patch_size=2, hidden_features=24, num_patches=9, num_labels=3, **SMALL
-        ),
-        al.spec("b 6 6 3"),
-    ),
-    "resnet": (
-        al.models.resnet(
-            embedding_size=4, widths=(4, 8), depths=(1, 1), num_labels=3, block="basic"
-        ),
-        al.spec("b 16 16 3"),
-    ),
-}
+
+def test_every_model_of_the_package_is_among_those_that_are_exported():
+    functions = {"from_config", "generate", "mapping_of", "pretrained"}
+    assert set(al.models.__all__) - functions == set(FAMILIES)
 
 
 @pytest.mark.slow
-def test_models_to_start_from_run_without_axonlike(tmp_path):
-    check_rows(tmp_path, [(name, *row, {}) for name, row in ZOO.items()])
+@pytest.mark.parametrize("models", [FAMILIES, MODELS], ids=["families", "zoo"])
+def test_models_run_without_axonlike(tmp_path, models):
+    check_rows(tmp_path, [(name, *build(), {}) for name, build in models.items()])

@@ -1,5 +1,6 @@
 """Params and state in files: what is written comes back, and any program reads it."""
 
+import json
 import os
 import stat
 import subprocess
@@ -191,9 +192,9 @@ def test_an_array_at_two_places_is_stored_once(tmp_path, suffix):
     assert_same(
         al.load(tmp_path / f"model.{suffix}", model, (None, 400)).params, params
     )
-    if suffix != "orbax":
-        size = (tmp_path / f"model.{suffix}").stat().st_size
-        assert size < 1.1 * al.nbytes(params["a"])
+    parts = [tmp_path / f"model.{suffix}", *(tmp_path / "model.orbax").rglob("*")]
+    size = sum(part.stat().st_size for part in parts if part.is_file())
+    assert size < 1.1 * al.nbytes(params["a"])
 
 
 def test_a_tied_array_is_in_the_file_once(tmp_path):
@@ -405,11 +406,31 @@ def test_we_read_shards_that_others_wrote(tmp_path):
         shard = f"{name}.safetensors"
         safetensors.numpy.save_file(arrays, tmp_path / shard)
         table["weight_map"] |= dict.fromkeys(arrays, shard)
-    import json
-
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps(table), encoding="utf-8")
     assert_same(al.load(index, model, SPEC).params, params)
+
+
+def test_an_index_of_one_file_stands_beside_it(tmp_path):
+    """As programs write it that always write an index."""
+    file = tmp_path / "model.safetensors"
+    model = al.dense(2)
+    params, state = model.init(KEY, SPEC)
+    al.save(file, params, state)
+    index = tmp_path / "model.safetensors.index.json"
+    table = {"weight_map": dict.fromkeys(params, file.name)}
+    index.write_text(json.dumps(table), encoding="utf-8")
+    names = al.mapping(
+        {"kernel": "dense/kernel", "bias": "dense/bias"},
+        conventions={"dense": {"kernel": "kernel", "bias": "bias"}},
+    )
+    for path in (file, index):
+        assert_same(tuple(al.load(path, model, SPEC)), (params, state))
+        assert_same(names.load(path, al.serial(model), SPEC)[0], {"dense": params})
+    assert_same(names.load(tmp_path, al.serial(model), SPEC)[0], {"dense": params})
+    index.write_text('{"weight_map": {"a": "b.safetensors"}}', encoding="utf-8")
+    with pytest.raises(ValueError, match="are both there, and may differ"):
+        al.load(file, model, SPEC)
 
 
 def test_metadata_is_text_that_any_reader_shows(tmp_path):
@@ -475,7 +496,7 @@ def test_donated_and_traced_arrays_are_refused(tmp_path):
     x.delete()
     with pytest.raises(ValueError, match="save: 'a' is deleted"):
         al.save(tmp_path / "model.npz", {"a": x})
-    with pytest.raises(TypeError, match="Save outside of jit"):
+    with pytest.raises(TypeError, match="Call it outside of jit"):
         jax.jit(lambda a: al.save(tmp_path / "model.npz", {"a": a}))(jnp.ones(2))
 
 
@@ -493,13 +514,121 @@ def test_formats_are_told_by_name(tmp_path):
         al.load(tmp_path / "none.safetensors", holder(), SPEC)
     with pytest.raises(FileNotFoundError):
         al.load(tmp_path / "none.npz", holder(), SPEC)
-    with pytest.raises(TypeError, match="load: expected a layer after the path"):
-        al.load(tmp_path / "none.npz", tmp_path, SPEC)
+    with pytest.raises(ValueError, match=r"is a folder, and no orbax checkpoint\."):
+        al.load(tmp_path, holder(), SPEC)
     (tmp_path / "model.json").touch()
     with pytest.raises(ValueError, match=r"a whole model\. Read it with load_model"):
         al.load(tmp_path, holder(), SPEC)
+    with pytest.raises(IsADirectoryError, match="is a folder, which no file replaces"):
+        al.save(tmp_path, {}, format="npz")
+    al.save(tmp_path / "m.npz", {})
+    with pytest.raises(ValueError, match=r"is a zip, and no safetensors file"):
+        al.load(tmp_path / "m.npz", holder(), SPEC, format="safetensors")
     al.save(tmp_path / "m.bin", {"held": jnp.ones((2, 3))}, format="npz")
     al.load(tmp_path / "m.bin", holder(), SPEC, format="npz")
+
+
+MODEL = al.serial(a=al.dense(2))
+LOAD = {"path": "m.npz", "model": MODEL, "spec": SPEC}
+SHARDINGS = "shardings: expected a dict, {selector: PartitionSpec or Sharding}, got "
+RENAME = "load: rename: expected a dict, {path in the file: path in the model}, got "
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "message"),
+    [
+        (
+            al.save,
+            {"path": 3, "params": {}},
+            "save: expected the path of a file, got int.",
+        ),
+        (
+            al.save,
+            {"path": "m.npz", "params": [1]},
+            "paths: expected a dict of arrays, got list. Pass the params or the state that "
+            "init returned.",
+        ),
+        (
+            al.save,
+            {"path": "m.npz", "params": {"a": np.ma.masked_array([1.0], [True])}},
+            "save: 'a' is a masked array, and files hold no masks. Pass array.filled(...), "
+            "and the mask as an array of its own.",
+        ),
+        (al.load, {"path": None}, "load: expected the path of a file, got None."),
+        (al.load, {"model": "m"}, "load: expected a layer, the model, got str."),
+        (al.load, {"rename": ["a"]}, RENAME + "[str]."),
+        (
+            al.load,
+            {"rename": {"a": 1}},
+            "load: rename: expected paths that are text, got 1.",
+        ),
+        (al.load, {"shardings": "x"}, SHARDINGS + "str."),
+        (al.load, {"shardings": {"a": "x"}}, SHARDINGS + "str for 'a'."),
+        (
+            al.load,
+            {"key": 3},
+            "key: expected one jax.random.key(seed), got int.",
+        ),
+        (
+            al.load,
+            {"cast": "bfloat16"},
+            "load: cast must be True or False, got 'bfloat16'.",
+        ),
+        (al.load, {"strict": 1}, "load: strict must be True or False, got 1."),
+        (
+            al.save_model,
+            {"path": "x", "model": "not a layer", "params": {}},
+            "save_model: expected a layer, the model, got str.",
+        ),
+        (
+            al.load_model,
+            {"path": None},
+            "load_model: expected the path of a file, got None.",
+        ),
+        (
+            al.load_model,
+            {"path": "x", "kinds": {1: al.dense}},
+            "load_model: expected names in the file that are text, got 1.",
+        ),
+        (
+            al.save_expressions,
+            {"path": None, "tree": []},
+            "save_expressions: expected the path of a file, got None.",
+        ),
+        (
+            al.load_expressions,
+            {"path": "x.json", "model": "m"},
+            "load_expressions: expected a layer, the model, got str.",
+        ),
+        (
+            al.load_expressions,
+            {"path": "x.json", "functions": 3},
+            "load_expressions: expected a list of what the file may name, or a dict, got "
+            "3.",
+        ),
+    ],
+)
+def test_what_is_given_in_a_wrong_place_is_told(
+    tmp_path, monkeypatch, function, given, message
+):
+    monkeypatch.chdir(tmp_path)
+    al.save("m.npz", *MODEL.init(KEY, SPEC))
+    al.save_model("x", MODEL, *MODEL.init(KEY, SPEC))
+    before = sorted(os.listdir())
+    defaults = LOAD if function is al.load else {}
+    with pytest.raises(TypeError) as caught:
+        function(**{**defaults, **given})
+    assert str(caught.value) == message
+    assert sorted(os.listdir()) == before
+
+
+def test_a_sharding_of_a_mesh_that_is_not_set_is_told(tmp_path):
+    al.save(tmp_path / "m.npz", *MODEL.init(KEY, SPEC))
+    rules = {"a/kernel": jax.sharding.PartitionSpec("x")}
+    with pytest.raises(
+        ValueError, match=r"is of a mesh, and none is set\. Call it inside"
+    ):
+        al.load(tmp_path / "m.npz", MODEL, SPEC, shardings=rules)
 
 
 # --- what differs

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax import lax
 from test_laws import TABLE
 from test_random_models import SPEC, models
-from zoo import MODELS
+from zoo import FAMILIES, MODELS, SMALL
 
 import axonlike as al
 from axonlike.io.onnx import nodes, write
@@ -108,52 +108,10 @@ def test_models_agree_for_two_sizes(model, spec, tmp_path):
     exported(model, spec, tmp_path / "model.onnx")
 
 
-SMALL = {"features": 16, "hidden_features": 24, "num_layers": 2, "num_heads": 2}
-TOKENS = al.spec("b t", int, "t<=32")
-
-
-def gpt2():
-    return al.models.gpt2(vocab_size=50, max_length=32, **SMALL), TOKENS
-
-
-def llama():
-    return al.models.llama(vocab_size=50, num_kv_heads=1, tied=True, **SMALL), TOKENS
-
-
-def bert():
-    model = al.models.bert(vocab_size=50, max_length=32, head="classifier", **SMALL)
-    return model, (TOKENS, al.spec("b t", bool, "t<=32"))
-
-
-def vit():
-    model = al.models.vit(patch_size=8, num_patches=16, num_labels=3, **SMALL)
-    return model, al.spec("b 32 32 3")
-
-
-def resnet():
-    how = {"widths": (8, 16), "depths": (1, 2), "num_labels": 3}
-    return al.models.resnet(embedding_size=8, **how), al.spec("b 32 32 3")
-
-
-def encoder():
-    how = {"features": 16, "hidden_features": 24}
-    return al.models.transformer_encoder(2, 2, **how), al.spec("b t 16")
-
-
-def stacked_lstm():
-    return al.models.stacked_lstm(8, 2, bidirectional=True), al.spec("b t 4")
-
-
-def stacked_gru():
-    return al.models.stacked_gru(8, 2), al.spec("b t 4")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "build", [gpt2, llama, bert, vit, resnet, encoder, stacked_lstm, stacked_gru]
-)
-def test_families_of_models_agree_for_two_sizes(build, tmp_path):
-    exported(*build(), tmp_path / "model.onnx")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_of_models_agree_for_two_sizes(name, tmp_path):
+    exported(*FAMILIES[name](), tmp_path / "model.onnx")
 
 
 # --- nodes for layers
@@ -437,15 +395,28 @@ def test_what_has_no_outputs_that_are_needed_is_left_out(tmp_path):
     assert weights(path).keys() == {"a/kernel", "a/bias"}
 
 
-def test_options_go_to_the_layers_that_declare_them(tmp_path):
-    model = al.attention(2, causal=True, cache_length=4)
-    params, state = model.init(KEY, al.spec("1 3 4"))
-    path, options = tmp_path / "model.onnx", {"decode": True}
-    _, state = model.apply(params, state, jnp.ones((1, 2, 4)), options=options)
-    al.export_onnx(model, params, state, "1 1 4", path, options=options)
-    x = normal(1, 1, 4)
-    wanted, _ = model.apply(params, state, x, options=options)
-    assert difference(wanted, runner(path)({"input": x})["output"]) <= 1e-5
+def test_state_that_is_carried_goes_from_call_to_call(tmp_path):
+    how = {"num_kv_heads": 1, "hidden_features": 24, "cache_length": 9}
+    model = al.models.llama(vocab_size=11, **how, **SMALL)
+    tokens = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
+    path, spec = tmp_path / "model.onnx", al.spec("2 t", int, "t<=9")
+    params, state = model.init(KEY, tokens)
+    how = {"options": {"decode": True}, "carry_state": True}
+    al.export_onnx(model, params, state, spec, path, **how)
+    ours = {name for name, _ in al.paths(unrolled(params))}
+    assert weights(path).keys() == ours
+    assert [item.name for item in graph_of(path).input] == [
+        "input",
+        *(f"state/{name}" for name, _ in al.paths(state)),
+    ]
+    run, kept = runner(path), {f"state/{k}": a for k, a in al.paths(state)}
+    written = [tokens]
+    for _ in range(4):
+        logits, *new = run({"input": written[-1], **kept}).values()
+        kept = dict(zip(kept, new, strict=True))
+        written.append(logits[:, -1:].argmax(-1).astype(np.int32))
+    wanted = al.models.generate(model, params, state, tokens, 4)
+    assert np.array_equal(np.concatenate(written, 1), wanted)
 
 
 # --- files
@@ -516,7 +487,7 @@ def test_the_file_runs_without_jax(tmp_path):
 
 
 def message(model, spec, path, **how):
-    with pytest.raises((ValueError, TypeError, RuntimeError, ImportError)) as caught:
+    with pytest.raises((ValueError, TypeError, ImportError)) as caught:
         exported(model, spec, path, **how)
     return f"{type(caught.value).__name__}: {caught.value}"
 
@@ -524,7 +495,7 @@ def message(model, spec, path, **how):
 def test_a_primitive_without_counterpart_names_itself_and_its_path(tmp_path):
     model = al.serial(body=al.serial(head=al.dense(3), odd=al.lift(lax.digamma)))
     assert message(model, "b 4", tmp_path / "model.onnx") == (
-        "NotImplementedError: export_onnx: primitive 'digamma' in body/odd, of "
+        "ValueError: export_onnx: primitive 'digamma' in body/odd, of "
         "float32[b, 3], cannot be written as ONNX: it is not in the table. Write the "
         "layer without it, or use al.export."
     )
@@ -558,12 +529,49 @@ def test_what_else_has_no_counterpart(function, reason, tmp_path):
     assert reason in message(al.lift(function), "b 4", tmp_path / "model.onnx")
 
 
-def test_an_opset_that_is_not_known(tmp_path):
-    for opset in (17, 99, True, "23"):
-        found = message(al.identity, "b 4", tmp_path / "model.onnx", opset=opset)
-        assert found == (
-            f"ValueError: export_onnx: opset must be from 18 to 25, got {opset!r}."
-        )
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        *(
+            (
+                {"opset": n},
+                f"ValueError: export_onnx: opset must be from 18 to 25, got {n!r}.",
+            )
+            for n in (17, 99, True, "23")
+        ),
+        (
+            {"tolerance": -1},
+            "ValueError: export_onnx: tolerance must be a number from 0 on, got -1.",
+        ),
+        (
+            {"external_data": "x"},
+            "TypeError: export_onnx: external_data must be True or False, got 'x'.",
+        ),
+        (
+            {"model": None},
+            "TypeError: export_onnx: expected a layer, the model, got None.",
+        ),
+        (
+            {"params": 3},
+            "TypeError: export_onnx: params: expected a dict, got int. Pass the params and "
+            "state that init or apply returned.",
+        ),
+        (
+            {"state": {"x": "y"}},
+            "TypeError: export_onnx: 'x' is str, not an array. Pass the params and state "
+            "that init or apply returned.",
+        ),
+        (
+            {"path": "."},
+            "IsADirectoryError: export_onnx: . is a folder. Name a file in it.",
+        ),
+    ],
+)
+def test_arguments_are_checked(wrong, what):
+    given = {"model": al.identity, "params": {}, "state": {}, "spec": "b 4"}
+    with pytest.raises((ValueError, TypeError, IsADirectoryError)) as caught:
+        al.export_onnx(**{**given, "path": "model.onnx", **wrong})
+    assert f"{type(caught.value).__name__}: {caught.value}" == what
 
 
 def test_an_input_that_onnx_has_no_numbers_of(tmp_path):

@@ -199,3 +199,68 @@ MODELS = {
     )
 }
 """By name, a function that builds the model and the spec of its input."""
+
+
+# --- the models that `al.models` builds
+
+SMALL = {"features": 16, "num_layers": 2, "num_heads": 2}
+TEXT = al.spec("b t", int, ("t<=9",))
+
+
+def gpt2():
+    """Tokens in, one projection for queries, keys and values."""
+    return al.models.gpt2(vocab_size=11, max_length=9, **SMALL), TEXT
+
+
+def llama():
+    """Rotary positions, grouped heads, a tied embedding."""
+    how = {"vocab_size": 11, "hidden_features": 24, "num_kv_heads": 1, "tied": True}
+    return al.models.llama(**how, **SMALL), TEXT
+
+
+def bert():
+    """Tokens and a mask in, a class out."""
+    how = {"vocab_size": 11, "max_length": 9, "hidden_features": 24}
+    model = al.models.bert(head="classifier", **how, **SMALL)
+    return model, (TEXT, al.spec("b t", bool, ("t<=9",)))
+
+
+def small_vit():
+    """Images of nine patches."""
+    how = {"patch_size": 2, "hidden_features": 24, "num_patches": 9, "num_labels": 3}
+    return al.models.vit(**how, **SMALL), al.spec("b 6 6 3")
+
+
+def small_resnet():
+    """Images, in two stages."""
+    how = {"embedding_size": 4, "widths": (4, 8), "depths": (1, 2), "num_labels": 3}
+    return al.models.resnet(**how), al.spec("b 16 16 3")
+
+
+def transformer_encoder():
+    """Vectors of any number."""
+    how = {"features": 16, "hidden_features": 24}
+    return al.models.transformer_encoder(2, 2, **how), al.spec("b t 16")
+
+
+def stacked_lstm():
+    """Over time, in both directions."""
+    return al.models.stacked_lstm(8, 2, bidirectional=True), al.spec("b t 4")
+
+
+def stacked_gru():
+    """Over time."""
+    return al.models.stacked_gru(8, 2), al.spec("b t 4")
+
+
+FAMILIES = {
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "resnet": small_resnet,
+    "stacked_gru": stacked_gru,
+    "stacked_lstm": stacked_lstm,
+    "transformer_encoder": transformer_encoder,
+    "vit": small_vit,
+}
+"""By name in `al.models`, a function that builds the model, small, and its spec."""

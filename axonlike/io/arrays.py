@@ -131,35 +131,45 @@ def _items(path: str, array: Any, native: frozenset[str]) -> Iterator[Item]:
         yield Item(name, dtype, stored, shape, partial(read, index), here)
 
 
-def check(path: str, array: Any) -> None:
+def is_masked(array: Any) -> bool:
+    """Whether an array is NumPy's with a mask, which would be lost."""
+    return isinstance(array, np.ma.MaskedArray)
+
+
+def check(path: str, array: Any, where: str = "save") -> None:
     """Refuses what is no array whose numbers can be had here."""
     if not hasattr(array, "shape") or not hasattr(array, "dtype"):
         raise TypeError(
-            f"save: {path!r} is {type(array).__name__}, not an array. "
+            f"{where}: {path!r} is {type(array).__name__}, not an array. "
             "Pass the params and state that init or apply returned."
+        )
+    if is_masked(array):
+        raise TypeError(
+            f"{where}: {path!r} is a masked array, and files hold no masks. "
+            "Pass array.filled(...), and the mask as an array of its own."
         )
     if isinstance(array, (jax.core.Tracer, jax.ShapeDtypeStruct)):
         raise TypeError(
-            f"save: {path!r} has no values, only a shape. "
-            "Save outside of jit, grad and eval_shape."
+            f"{where}: {path!r} has no values, only a shape. "
+            "Call it outside of jit, grad and eval_shape."
         )
     if array.dtype.name not in DTYPES and not is_key(array.dtype.name):
         raise TypeError(
-            f"save: {path!r} has dtype {array.dtype}, which no file holds. Convert it."
+            f"{where}: {path!r} has dtype {array.dtype}, which no file holds. Convert it."
         )
     if path.split("/").count("*") > len(array.shape):
         raise ValueError(
-            f"save: {path!r} has more steps '*' than axes of copies. "
+            f"{where}: {path!r} has more steps '*' than axes of copies. "
             "Pass the params that init returned."
         )
     if isinstance(array, jax.Array) and array.is_deleted():
         raise ValueError(
-            f"save: {path!r} is deleted, for it was donated to a compiled function. "
-            "Save what that function returned."
+            f"{where}: {path!r} is deleted, for it was donated to a compiled function. "
+            "Pass what that function returned."
         )
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         raise ValueError(
-            f"save: {path!r} is spread over processes, of which this one has a part. "
+            f"{where}: {path!r} is spread over processes, of which this one has a part. "
             "Gather it first: jax.experimental.multihost_utils.process_allgather."
         )
 

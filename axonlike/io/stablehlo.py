@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import jax
@@ -17,6 +18,8 @@ from axonlike.extras import optional
 from axonlike.io import safetensors, shards
 from axonlike.io.arrays import DTYPES, STATE, as_keys, is_key, items
 from axonlike.io.atomic import replacing
+from axonlike.io.given import check_flags
+from axonlike.io.inference import check_given, inference
 from axonlike.io.unsupported import blamed
 from axonlike.layer import Layer
 from axonlike.params import mapped
@@ -35,8 +38,10 @@ def export(
     spec: PyTree,
     path: FilePath,
     *,
+    options: Mapping[str, Any] = MappingProxyType({}),
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     weights: Weights = "inside",
+    carry_state: bool = False,
     check: bool = True,
 ) -> Path:
     """Writes what `predict` computes as a StableHLO file.
@@ -49,8 +54,9 @@ def export(
         y = run(x)
 
     With weights beside, `run(load_file("model.safetensors"), x)`, where `load_file` is that
-    of `safetensors.numpy`. `jax.export` promises to read the file for six months, in newer
-    versions of JAX.
+    of `safetensors.numpy`. With the state carried, for a loop that goes on from call to
+    call, `y, state = run(state, x)`; both come in the order weights, state, x.
+    `jax.export` promises to read the file for six months, in newer versions of JAX.
 
     Args:
         model: any layer.
@@ -58,9 +64,12 @@ def export(
         state: of the model.
         spec: of its input, as for `init`; sizes that are names may be anything later.
         path: of the file.
+        options: static options for the layers that declare them, `{"decode": True}`.
         platforms: that it shall run on, whichever this machine has.
         weights: "inside" of the file, or "beside" it in a safetensors file of its name.
-        check: whether to run the file here and to compare with `predict`.
+        carry_state: whether state goes in and comes out, as the keys and values of a
+            model that writes text do; or else it is part of the file, and stays.
+        check: whether to run the file here and to compare it with the model.
 
     Shapes:
         Any.
@@ -71,6 +80,7 @@ def export(
     Raises:
         ValueError: a layer cannot be exported for such sizes or platforms; the message
             has its path. Or the file computes something else than the model.
+        TypeError: params or state are not dicts of arrays, or this is no layer.
         ImportError: flatbuffers is not installed.
 
     Example:
@@ -87,25 +97,21 @@ def export(
         https://docs.jax.dev/en/latest/export; https://openxla.org/stablehlo.
     """
     optional("flatbuffers", "export")
-    if weights not in ("inside", "beside"):
-        raise ValueError(f"export: weights is 'inside' or 'beside', got {weights!r}.")
-    target, specs = Path(path), as_spec(spec)
+    trees = {"params": params, "state": state}
+    target, specs = check_given("export", model, trees, options, path), as_spec(spec)
+    check_flags("export", carry_state=carry_state, check=check)
     _check_platforms(platforms)
-    if weights == "beside" and target.suffix == ".safetensors":
-        raise ValueError(
-            f"export: {target.name} is where the weights go that stand beside the file. "
-            "Call the file .stablehlo."
-        )
-    outside = _Outside(params, state) if weights == "beside" else None
-    if outside is None:
-        run: Callable[..., Any] = partial(model.predict, params, state)
-        args: tuple[Any, ...] = (specs,)
-    else:
-        run, args = outside.runs(model), (outside.specs, specs)
-    data = _serialized(model, run, args, tuple(platforms))
+    _check_weights(weights, target)
+    function = inference(model, options, carry_state=carry_state)
+    fixed, carried = ((params,), (state,)) if carry_state else ((params, state), ())
+    outside = _Outside(*fixed) if weights == "beside" else None
+    run = partial(function, *fixed) if outside is None else outside.runs(function)
+    first = () if outside is None else (outside.specs,)
+    inputs = *first, *jax.tree.map(_spec_of, carried), specs
+    data = _serialized(run, inputs, tuple(platforms))
     if check and jax.default_backend() in platforms:
-        given = () if outside is None else (outside.arrays(),)
-        _check(partial(model.predict, params, state), specs, data, given)
+        given = carried if outside is None else (outside.arrays(), *carried)
+        _check(partial(function, params, state), specs, data, given)
     if outside is not None:
         shards.write(target.with_suffix(".safetensors"), outside.items, {}, None)
     with replacing(target) as file:
@@ -113,9 +119,25 @@ def export(
     return target
 
 
+def _spec_of(x: Any) -> Any:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def _check_weights(weights: Any, target: Path) -> None:
+    if weights not in ("inside", "beside"):
+        raise ValueError(f"export: weights is 'inside' or 'beside', got {weights!r}.")
+    if weights == "beside" and target.suffix == ".safetensors":
+        raise ValueError(
+            f"export: {target.name} is where the weights go that stand beside the file. "
+            "Call the file .stablehlo."
+        )
+
+
 def _check_platforms(platforms: Any) -> None:
-    wrong = [name for name in platforms if name not in _PLATFORMS]
-    if isinstance(platforms, str) or wrong or not platforms:
+    names = cast(
+        "Sequence[Any]", platforms if isinstance(platforms, (tuple, list)) else ()
+    )
+    if not names or any(name not in _PLATFORMS for name in names):
         raise ValueError(
             f"export: platforms are some of {', '.join(_PLATFORMS)}, in a tuple, got "
             f"{platforms!r}."
@@ -123,7 +145,7 @@ def _check_platforms(platforms: Any) -> None:
 
 
 def _serialized(
-    model: Layer, run: Callable[..., Any], args: tuple[Any, ...], platforms: Any
+    run: Callable[..., Any], args: tuple[Any, ...], platforms: tuple[str, ...]
 ) -> bytes:
     """The bytes of the file, or an error that says which layer it is about."""
     try:
@@ -147,8 +169,8 @@ def _plain(run: Callable[..., Any]) -> Callable[..., Any]:
 class _Outside:
     """Weights that are not in the file: flat, by the paths that they have beside it."""
 
-    def __init__(self, params: Params, state: State) -> None:
-        self.trees = {"": params, STATE: state}
+    def __init__(self, *trees: PyTree) -> None:
+        self.trees: dict[str, PyTree] = dict(zip(("", STATE), trees, strict=False))
         self.items = list(items(self.trees, safetensors.NATIVE))
         odd = [item for item in self.items if item.stored == "uint8" != item.dtype]
         odd += [item for item in self.items if item.stored.startswith("float8")]
@@ -170,16 +192,16 @@ class _Outside:
         """The arrays."""
         return {item.path: item.read() for item in self.items}
 
-    def runs(self, model: Layer) -> Callable[..., Any]:
-        """`predict` as a function of flat weights and the input."""
+    def runs(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of flat weights in place of its trees."""
 
-        def run(flat: Mapping[str, Any], x: PyTree) -> PyTree:
+        def run(flat: Mapping[str, Any], *rest: Any) -> PyTree:
             seen: set[str] = set()
-            params, state = (
+            trees = (
                 mapped(partial(_gathered, flat, seen), tree)
                 for tree in self.trees.values()
             )
-            return model.predict(params, state, x)
+            return function(*trees, *rest)
 
         return run
 
@@ -201,7 +223,10 @@ def _gathered(flat: Mapping[str, Any], seen: set[str], path: str, like: Any) -> 
 def _check(
     predict: Callable[..., Any], specs: PyTree, data: bytes, given: tuple[Any, ...]
 ) -> None:
-    """Runs the file on random inputs of some size, and compares with the model."""
+    """Runs the file on random inputs of some size, and compares with the model.
+
+    `given` is what comes before the input: weights, state.
+    """
     run = cast(Any, jax_export.deserialize(bytearray(data))).call
     x = _inputs(run, specs, given)
     wanted, got = cast(Any, jax.jit(predict))(x), run(*given, x)

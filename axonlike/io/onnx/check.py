@@ -27,6 +27,8 @@ class Case(NamedTuple):
     specs: Any
     facts: Sequence[str]
     """Constraints on the open sizes."""
+    carried: Mapping[str, Any]
+    """The state, where it is an input, by name."""
 
 
 def is_runnable() -> bool:
@@ -50,7 +52,7 @@ def compare(
         arrays = [_sample(spec, sizes, seed) for spec in leaves]
         with jax.default_matmul_precision("highest"):
             wanted = function(*case.weights, jax.tree.unflatten(tree, arrays))
-        made = run(dict(zip(names, arrays, strict=True)))
+        made = run({**case.carried, **dict(zip(names, arrays, strict=True))})
         pairs = zip(made.items(), jax.tree.leaves(wanted), strict=True)
         for (name, theirs), ours in pairs:
             _check(name, np.asarray(ours), theirs, tolerance, sizes)

@@ -85,10 +85,10 @@ class Converter:
             g.scope = around
 
 
-def _unsupported(reason: Exception, eqn: Any, path: str) -> NotImplementedError:
+def _unsupported(reason: Exception, eqn: Any, path: str) -> ValueError:
     """The error that names a primitive and where in the model it is."""
     types = ", ".join(show(v.aval) for v in eqn.invars)
-    return NotImplementedError(
+    return ValueError(
         f"export_onnx: primitive {eqn.primitive.name!r} in {path or 'the model'}, of "
         f"{types}, cannot be written as ONNX: {reason}. Write the layer without it, or "
         "use al.export."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import jax
 
-from axonlike.evaluation import evaluate
-from axonlike.frame import Run
+from axonlike.io.given import check_flags
+from axonlike.io.inference import check_given, inference
 from axonlike.io.onnx.check import Case, check_file, compare, is_runnable
 from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
@@ -35,6 +35,7 @@ def export_onnx(
     options: Mapping[str, Any] = MappingProxyType({}),
     opset: int = 23,
     external_data: bool | None = None,
+    carry_state: bool = False,
     check: bool | None = None,
     tolerance: float | None = None,
 ) -> Path:
@@ -45,6 +46,9 @@ def export_onnx(
     their own, `blocks/0/...`. An input that is one array is called `input`, one in a
     pytree `input/x`; outputs are called `output` alike. Numbers in bfloat16 are, but for
     weights, float32 that are rounded at every step: few runtimes take or compute them.
+
+    With the state carried, for a loop that goes on from call to call, each of its arrays
+    is an input, `state/blocks/*/attention/cache/key`, and an output, `new_state/...`.
 
     The file is held to ONNX's own checker and, where onnxruntime is installed, to the
     model's outputs for two choices of open sizes. Nothing stands at `path` before.
@@ -60,6 +64,8 @@ def export_onnx(
             on, and several before.
         external_data: whether the arrays stand in a file beside, `model.onnx.data`, of
             which a runtime can map parts; None: if they are too many for one file, 2 GB.
+        carry_state: whether state goes in and comes out, as the keys and values of a
+            model that writes text do; or else it is part of the file, and stays.
         check: whether to compare with onnxruntime; None: if it is installed.
         tolerance: how far outputs may differ, as a fraction of the largest number where
             that is above 1; None: 64 steps of the output's dtype, 7.6e-6 in float32.
@@ -72,10 +78,10 @@ def export_onnx(
 
     Raises:
         ImportError: onnx is not installed.
-        NotImplementedError: ONNX has no counterpart of a primitive; it is named, with the
-            path of the layer that it is in.
-        ValueError: the opset is not known, a size cannot be told from the inputs, or what
-            onnxruntime computes is something else.
+        ValueError: ONNX has no counterpart of a primitive; it is named, with the path of
+            the layer that it is in. Or the opset is not known, a size cannot be told from
+            the inputs, or what onnxruntime computes is something else.
+        TypeError: params or state are not dicts of arrays, or this is no layer.
 
     Example:
         >>> import pathlib, tempfile
@@ -95,32 +101,43 @@ def export_onnx(
         raise ValueError(
             f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
         )
+    trees = {"params": params, "state": state}
+    target = check_given("export_onnx", model, trees, options, path)
+    flags = {"carry_state": carry_state, "check": check, "external_data": external_data}
+    check_flags("export_onnx", **{k: v for k, v in flags.items() if v is not None})
+    _check_tolerance(tolerance)
     specs, marks = as_spec(spec), Marks(opset)
-    traced = _function(marks.marked(model), options)
+    traced = inference(marks.marked(model), options, carry_state=carry_state)
     shapes = jax.tree.map(_shape_of, (params, state))
     program, made = cast(Any, jax.make_jaxpr)(traced, return_shape=True)(*shapes, specs)
-    g, names = Graph(opset), _names("output", made)
-    infos, inputs = _inputs(g, specs)
+    g, names = Graph(opset), _output_names(made, carry_state=carry_state)
+    infos, inputs = _inputs(g, _named("input", specs))
+    carried = _named("state", state) if carry_state else []
+    more, states = _inputs(g, carried)
     g.file.names.update(dict.fromkeys(names, 1))
-    weights = [Value("", a.shape, a.dtype, a, at) for at, a in _weights(params, state)]
-    values = Converter(marks).run(g, program, [*weights, *inputs])
+    stored = _weights(params, {} if carry_state else state)
+    weights = [Value("", a.shape, a.dtype, a, at) for at, a in stored]
+    values = Converter(marks).run(g, program, [*weights, *states, *inputs])
     outputs = _outputs(g, names, jax.tree.leaves(made), values)
     beside = is_large(g) if external_data is None else external_data
-    target = Path(path)
     with moved_to(target, beside=beside) as draft:
-        write_to(draft, g, infos, outputs, beside=beside)
+        write_to(draft, g, [*infos, *more], outputs, beside=beside)
         check_file(draft)
         if is_runnable() if check is None else check:
-            case = Case(_function(model, options), (params, state), specs, _facts(spec))
-            compare(draft, _names("input", specs), case, tolerance)
+            function = inference(model, options, carry_state=carry_state)
+            case = Case(function, (params, state), specs, _facts(spec), dict(carried))
+            compare(
+                draft, [name for name, _ in _named("input", specs)], case, tolerance
+            )
     return target
 
 
-def _function(model: Layer, options: Mapping[str, Any]) -> Callable[..., Any]:
-    def run(params: Params, state: State, x: PyTree) -> PyTree:
-        return evaluate(model, params, state, x, Run(options=options))[0]
-
-    return run
+def _check_tolerance(tolerance: Any) -> None:
+    number = isinstance(tolerance, (int, float)) and tolerance >= 0
+    if tolerance is not None and not number:
+        raise ValueError(
+            f"export_onnx: tolerance must be a number from 0 on, got {tolerance!r}."
+        )
 
 
 def _shape_of(x: Any) -> Any:
@@ -147,16 +164,23 @@ def _weights(params: Params, state: State) -> list[tuple[str, Any]]:
     return ours + [(f"state/{p}" if p in taken else p, a) for p, a in others]
 
 
-def _names(first: str, tree: PyTree) -> list[str]:
-    """What the arrays of an input or output are called."""
-    return [join(first, path) for path, _ in _by_path(tree)]
+def _named(first: str, tree: PyTree) -> list[tuple[str, Any]]:
+    """The arrays of an input or output by what they are called."""
+    return [(join(first, path), leaf) for path, leaf in _by_path(tree)]
 
 
-def _inputs(g: Graph, specs: PyTree) -> tuple[list[Any], list[Value]]:
+def _output_names(made: Any, *, carry_state: bool) -> list[str]:
+    parts = zip(("output", "new_state"), made if carry_state else [made], strict=False)
+    return [name for first, tree in parts for name, _ in _named(first, tree)]
+
+
+def _inputs(
+    g: Graph, named: Sequence[tuple[str, Any]]
+) -> tuple[list[Any], list[Value]]:
     """The graph's inputs, and the values that they are."""
     infos: list[Any] = []
     values: list[Value] = []
-    for name, spec in zip(_names("input", specs), jax.tree.leaves(specs), strict=True):
+    for name, spec in named:
         if not is_plain(spec):
             raise TypeError(
                 f"export_onnx: {name}: ONNX runtimes compute with no {spec.dtype}. Pass "
