@@ -171,16 +171,22 @@ def count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-RUN = """to run the model, for any number of images x, (n, 8, 8, 1) from 0 to 1:
-  with JAX alone:   jax.export.deserialize(bytearray(Path("{0}").read_bytes())).call(x)
-  with onnxruntime: onnxruntime.InferenceSession("{1}").run(None, {{"input": x}})"""
+RUN = """to run the model, for any number of images x, float32[n, 8, 8, 1] from 0 to 1:
+  with JAX alone:
+    from pathlib import Path
+    from jax import export
+    logits = export.deserialize(bytearray(Path({0!r}).read_bytes())).call(x)
+  with onnxruntime alone:
+    import onnxruntime
+    logits, = onnxruntime.InferenceSession({1!r}).run(None, {{"input": x}})"""
 
 
 def export(model: al.Layer, params: Any, state: Any, output: Path) -> None:
     """Writes the files that need no axonlike, and says how to run them."""
     for write, name in ((al.export, "stablehlo"), (al.export_onnx, "onnx")):
         write(model, params, state, INPUT, output / f"digits.{name}")
-    print(RUN.format(*(output / f"digits.{name}" for name in ("stablehlo", "onnx"))))
+    files = (output / f"digits.{name}" for name in ("stablehlo", "onnx"))
+    print(RUN.format(*map(str, files)))
 
 
 def main(steps: int | None = None, seed: int = 0, output: Path = OUTPUT) -> float:
