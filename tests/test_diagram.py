@@ -81,6 +81,25 @@ def test_the_texts_of_a_model_stay(name, request):
     diagram = drawn(name)
     goldens.check(f"diagram/{name}.mmd", diagram.mermaid, record=record)
     goldens.check(f"diagram/{name}.dot", diagram.dot, record=record)
+    goldens.check(f"diagram/{name}.svg.txt", outline(diagram.svg), record=record)
+
+
+def outline(svg):
+    """What an SVG consists of, without where it is: forms, their classes and texts."""
+    lines = []
+    for part in ET.fromstring(svg):
+        tag = part.tag.removeprefix(SVG)
+        if tag not in ("style", "defs"):
+            words = [tag, part.get("class"), part.get("id"), part.get("marker-end")]
+            lines.append(" ".join(filter(None, words)))
+        if tag == "g":
+            lines += [f"  {inner_line(inner)}".rstrip() for inner in part]
+    return "\n".join(lines)
+
+
+def inner_line(part):
+    tag = part.tag.removeprefix(SVG)
+    return " ".join(filter(None, [tag, part.get("class"), part.text]))
 
 
 # --- what is drawn
@@ -96,6 +115,7 @@ def test_the_picture_has_every_box_frame_and_arrow(name):
     assert groups == wanted
     texts = {"".join(t.itertext()) for t in root.iter(f"{SVG}text")}
     assert {title_of(item) for item in (*diagram.nodes, *diagram.clusters)} <= texts
+    assert {line for n in diagram.nodes for line in n.detail.splitlines()} <= texts
     heads = [p for p in root.iter(f"{SVG}path") if p.get("marker-end")]
     pairs = {(e.source, e.target) for e in diagram.edges}
     assert len(heads) == len(pairs)
@@ -233,6 +253,45 @@ def test_wrappers_are_told():
     assert [(n.title, n.detail) for n in diagram.nodes[1:2]] == [
         ("body", "dense(features=2) (frozen)"),
     ]
+
+
+def test_tied_arrays_are_told_in_the_box_that_uses_them():
+    (expand,) = [node for node in drawn("autoencoder").nodes if node.title == "expand"]
+    assert expand.detail.splitlines()[1:] == ["kernel tied to code/kernel"]
+    pair = al.serial(a=al.attention(2), b=al.attention(2))
+    arrays = [f"{n}/{w}" for n in ("query", "key") for w in ("kernel", "bias")]
+    model = al.tie(pair, {f"b/{path}": f"a/{path}" for path in arrays})
+    (box,) = [n for n in al.diagram(model, al.spec("b t 4")).nodes if n.path == "b"]
+    assert box.detail.splitlines()[1:] == [
+        "query/kernel tied to a/query/kernel", "query/bias tied to a/query/bias",
+        "and 2 more",
+    ]  # fmt: skip
+
+
+def test_a_tie_in_every_copy_is_told_once_and_one_in_a_row_of_layers_unfolds_it():
+    block = al.tie(al.serial(a=al.dense(4), b=al.dense(4)), {"b/kernel": "a/kernel"})
+    for model, home in (
+        (al.serial(x=al.repeat(block, 3)), "x/*/"),
+        (al.serial(x=al.repeat(block, 3, stacked=False)), "x/0/"),
+        (al.serial(x=block, y=block, z=block), "x/"),
+    ):
+        diagram = al.diagram(model, X)
+        assert [c.copies for c in diagram.clusters] == [3]
+        assert [n.detail.splitlines()[1:] for n in diagram.nodes[1:3]] == [
+            [], [f"kernel tied to {home}a/kernel"],
+        ]  # fmt: skip
+    row = al.serial(**{name: al.dense(4) for name in "abcd"})
+    tied = al.diagram(al.tie(row, {"c/kernel": "a/kernel"}), X)
+    assert titles(tied) == ["input", "a", "b", "c", "d", "output"]
+
+
+def test_a_repeat_with_one_set_of_weights_is_told_from_one_with_many():
+    model = al.serial(
+        one=al.repeat(al.dense(4) >> abs, 3, tied=True), many=al.repeat(al.dense(4), 3)
+    )
+    diagram = al.diagram(model, X)
+    assert title_of(diagram.clusters[0]) == "one (tied repeat)  x 3"
+    assert [c.title for c in diagram.clusters[1:]] == ["many"]
 
 
 def test_depth_makes_boxes_of_frames():
@@ -424,6 +483,20 @@ def test_every_line_is_of_its_grammar(name):
         assert DOT.fullmatch(line), line
     assert diagram.mermaid.count("subgraph") == diagram.mermaid.count("    end")
     assert diagram.dot.count("{") == diagram.dot.count("}")
+
+
+def test_heads_point_down_as_every_arrow_arrives():
+    """Turned with the line, they would lie where its last piece has no length."""
+    root = ET.fromstring(drawn("reused").svg)
+    assert root.find(f"{SVG}defs/{SVG}marker").get("orient") == "90"
+    for line in graph_lines("reused"):
+        (x0, y0), (x1, y1) = line.points[-2:]
+        assert x0 == x1
+        assert y0 <= y1
+
+
+def graph_lines(name):
+    return [line for line in boxes_of(name)[1].lines if line.ends]
 
 
 def test_its_style_is_for_itself_alone():

@@ -17,6 +17,7 @@ class Node:
     """"layer", "input", "output" or "merge"."""
     title: str
     detail: str = ""
+    """What stands below the title, in one line or several."""
     specs: list[str] = field(default_factory=list[str])
     """The shape of each array that comes out."""
     copies: int = 1

@@ -72,14 +72,14 @@ class Calls:
         steps = [step.partition("#")[0] for step in frame.site.split("/")]
         is_copy = any(step.isdigit() and step != "0" for step in steps)
         site, use = self._above[-1]
-        rest = _starred(frame.site[len(site) :].strip("/"))
+        rest = starred(frame.site[len(site) :].strip("/"))
         if frame.params:  # which its uses share
             rest = rest.partition("#")[0]
         key = (join(use, rest), len(self._above), id(frame.places), frame.layer.kind)
-        return Entry(_starred("/".join(steps)), key, name, frame.layer, [], is_copy)
+        return Entry(starred("/".join(steps)), key, name, frame.layer, [], is_copy)
 
 
-def _starred(path: str) -> str:
+def starred(path: str) -> str:
     """The path with `*` for the number of a copy."""
     return "/".join("*" if step.isdigit() else step for step in path.split("/"))
 

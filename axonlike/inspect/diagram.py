@@ -153,8 +153,8 @@ def _mermaid(cluster: Cluster, depth: int) -> Iterator[str]:
             yield from _mermaid(item, depth + 1)
             yield f"{indent}end"
             continue
-        detail = f"<br/>{_entities(item.detail)}" if item.detail else ""
-        text = _entities(title_of(item)) + detail
+        lines = [title_of(item), *item.detail.splitlines()]
+        text = "<br/>".join(map(_entities, lines))
         yield f"{indent}{item.id}{_SHAPES[item.role].format(text)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -81,11 +81,17 @@ def count_arrays(finder: Finder, model: Any, made: Arrays) -> None:
         sums = finder.of_array(path).sums
         sums["state"] += math.prod(spec.shape)
         sums["state_bytes"] += nbytes([spec])
+    for target, source in tied(model):
+        finder.of_array(target).tied_to.append(source)
+
+
+def tied(model: Any) -> Iterator[tuple[str, str]]:
+    """Targets and sources of ties; of unrolled copies those of the first."""
     told: set[str] = set()
     for target, source in ties(model):
         array = "/".join(step for step in target.split("/") if not step.isdigit())
-        if array not in told:  # of unrolled copies the first one stands for all
-            finder.of_array(target).tied_to.append(source)
+        if array not in told:
+            yield target, source
         told.add(array)
 
 

@@ -16,9 +16,9 @@ from axonlike.combinators.lifted import ensemble, repeat
 from axonlike.evaluation import evaluate, recorded
 from axonlike.frame import Run
 from axonlike.inspect.boxes import Cluster, Edge, Graph, Node
-from axonlike.inspect.calls import MARK, Calls, Entry, shape_text, texts
+from axonlike.inspect.calls import MARK, Calls, Entry, shape_text, starred, texts
 from axonlike.inspect.costs import inner
-from axonlike.inspect.gather import arrays
+from axonlike.inspect.gather import arrays, tied
 from axonlike.paths import join
 from axonlike.spec import as_spec
 from axonlike.types import PyTree
@@ -42,7 +42,8 @@ def graph(model: Any, spec: PyTree, depth: int | None = None) -> Graph:
 
     jaxpr = jax.make_jaxpr(run)(made.params, made.state, specs).jaxpr
     ends = cast(Any, jax.tree_util.tree_flatten_with_path(specs)[0])
-    return _Builder(calls.entries, depth).build(jaxpr, ends, texts(y))
+    pairs = [(starred(target), source) for target, source in tied(model)]
+    return _Builder(calls.entries, depth, pairs).build(jaxpr, ends, texts(y))
 
 
 Origins = dict[tuple[str, int], str | None]
@@ -50,8 +51,10 @@ Origins = dict[tuple[str, int], str | None]
 
 
 class _Builder:
-    def __init__(self, entries: list[Entry], depth: int | None) -> None:
-        self.entries, self.depth = entries, depth
+    def __init__(
+        self, entries: list[Entry], depth: int | None, ties: list[tuple[str, str]]
+    ) -> None:
+        self.entries, self.depth, self.ties = entries, depth, ties
         self.root = Cluster("cluster_0", "", "")
         self.edges: dict[Edge, None] = {}
         self.nodes: dict[str, Node] = {}
@@ -74,6 +77,7 @@ class _Builder:
         end.detail = ", ".join(outputs)
         self._connect(made, end)
         self._tidy(self.root)
+        self._mark_ties()
         return Graph(self.root, list(self.edges))
 
     def _run(self, jaxpr: Any, given: list[Origins], into: Cluster) -> list[Origins]:
@@ -204,6 +208,8 @@ class _Builder:
         if not entry.name and not (kind in _WRAPPERS and above):
             return into
         lifted = entry.layer.plain
+        if lifted.factory is repeat and lifted.config["tied"]:
+            kind = "tied repeat"
         copies = lifted.config["n"] if lifted.factory in (repeat, ensemble) else 1
         if not entry.name and above in _WRAPPERS:
             into.title = f"{into.title.rstrip(')')}, {kind})"
@@ -224,6 +230,9 @@ class _Builder:
         if not entry.name or not self._above or self._above[-1].layer.kind != "serial":
             return None
         run = _run_of(self._above[-1].layer, entry.name)
+        above = entry.path.removesuffix(entry.name)
+        if len({self._ties_below(f"{above}{name}/") for name in run}) > 1:
+            return None  # each is drawn, with what it is tied to
         home = entry.key[0].rpartition("/")[0]
         for i, name in enumerate(run[: run.index(entry.name)] if run else ()):
             key = self._keys.get((join(home, name), entry.key[1], entry.key[3]))
@@ -234,6 +243,27 @@ class _Builder:
     def _item(self, key: Any) -> Node | Cluster | None:
         """The box or frame that was drawn for a call."""
         return self._items.get(key) or self._items.get((*key, "cluster"))
+
+    def _ties_below(self, home: str) -> frozenset[tuple[str, str]]:
+        """What is tied in a layer, as seen from it."""
+        return frozenset(
+            (target.removeprefix(home), starred(source).removeprefix(home))
+            for target, source in self.ties
+            if target.startswith(home)
+        )
+
+    def _mark_ties(self) -> None:
+        """A line in the box of each array that is another layer's."""
+        boxes = [node for node in self.nodes.values() if node.role == "layer"]
+        notes: dict[Node, list[str]] = {}
+        for target, source in self.ties:
+            around = [n for n in boxes if not n.path or target.startswith(f"{n.path}/")]
+            for node in sorted(around, key=lambda n: len(n.path))[-1:]:
+                array = target[len(node.path) :].strip("/")
+                notes.setdefault(node, []).append(f"{array} tied to {source}")
+        for node, lines in notes.items():
+            more = [f"and {len(lines) - 2} more"] if len(lines) > 2 else []
+            node.detail = "\n".join([*filter(None, [node.detail]), *lines[:2], *more])
 
     # --- arrows
 

@@ -72,7 +72,7 @@ class _Way(NamedTuple):
     def weight(self) -> float:
         """How much it ought to be straight: from box to box most of all."""
         passing = _is(self.above, "pass") + _is(self.below, "pass")
-        return (8.0, 1.0, 4.0)[passing]
+        return (60.0, 0.2, 20.0)[passing]
 
 
 class _Rows:

@@ -66,8 +66,9 @@ def size_of(node: Node) -> tuple[float, float]:
     """Width and height of a box."""
     if node.role == "merge":
         return max(26.0, TITLE * len(title_of(node)) + 16), 26.0
-    widest = max(TITLE * len(title_of(node)), DETAIL * len(node.detail))
-    return max(64.0, widest + 22), 40.0 if node.detail else 28.0
+    lines = node.detail.splitlines()
+    widest = max([TITLE * len(title_of(node)), *(DETAIL * len(x) for x in lines)])
+    return max(64.0, widest + 22), 26.0 + 14 * len(lines) if lines else 28.0
 
 
 def title_of(item: Node | Cluster) -> str:

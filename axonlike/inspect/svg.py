@@ -46,7 +46,7 @@ def svg(graph: Graph) -> str:
         f'height="{size[1]}" viewBox="0 0 {size[0]} {size[1]}">',
         f"<style>{_STYLE}</style>",
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto"><path class="head" d="M0 0.5 L8 4 L0 7.5 z"/>'
+        'markerHeight="7" orient="90"><path class="head" d="M0 0.5 L8 4 L0 7.5 z"/>'
         "</marker></defs>",
         f'<rect class="paper" width="{size[0]}" height="{size[1]}"/>',
     ]
@@ -79,12 +79,14 @@ def _line(line: Line) -> str:
 def _node(graph: Graph, node: Node, where: Layout) -> str:
     rect = where.nodes[node.id]
     x, y = rect.x + rect.width / 2, rect.y + rect.height / 2
-    rows = [f'<text x="{x:.1f}" y="{y + (-3 if node.detail else 4):.1f}" '
+    lines = node.detail.splitlines()
+    y += 4 - 7 * len(lines)
+    rows = [f'<text x="{x:.1f}" y="{y:.1f}" '
             f'text-anchor="middle">{escape(title_of(node))}</text>']  # fmt: skip
-    if node.detail:
+    for i, line in enumerate(lines):
         rows.append(
-            f'<text class="detail" x="{x:.1f}" y="{y + 12:.1f}" '
-            f'text-anchor="middle">{escape(node.detail)}</text>'
+            f'<text class="detail" x="{x:.1f}" y="{y + 15 + 14 * i:.1f}" '
+            f'text-anchor="middle">{escape(line)}</text>'
         )
     label = label_of(graph, node)
     if label:

@@ -272,7 +272,8 @@ def _html_cell(entry: Entry, key: str) -> str:
         style += f";padding-left:{10 + 16 * entry['depth']}px"
     elif key == "share" and entry["share"]:
         filled = round(100 * entry["share"], 1)
-        style += f";background:linear-gradient(90deg,#9ecae1 {filled}%,transparent 0)"
+        style += ";min-width:80px"
+        style += f";background:linear-gradient(90deg,#5b9bd566 {filled}%,transparent 0)"
         text = f"{entry['share']:.0%}"
     return f'<td{title} style="{style}">{text}</td>'
 
