@@ -46,48 +46,7 @@ from axonlike.deferred import arg, defer, index, on, site
 from axonlike.errors import PathError, ShapeError
 from axonlike.gradients import value_and_grads
 from axonlike.layer import Cell, Layer, layer, lift
-from axonlike.layers.alpha_dropout import alpha_dropout, feature_alpha_dropout
-from axonlike.layers.attention import attention, projection
-from axonlike.layers.batch_norm import batch_norm
-from axonlike.layers.cells import lstm_cell, rnn_cell
-from axonlike.layers.conv import conv
-from axonlike.layers.conv_local import conv_local
-from axonlike.layers.conv_lstm import conv_lstm, conv_lstm_cell
-from axonlike.layers.conv_transpose import conv_transpose
 from axonlike.layers.declare import input, parameter
-from axonlike.layers.depthwise import depthwise_conv, separable_conv
-from axonlike.layers.dropout import drop_path, dropout, spatial_dropout
-from axonlike.layers.einsum import bilinear, einsum
-from axonlike.layers.embed import embedding
-from axonlike.layers.gated import geglu, glu, maxout, swiglu
-from axonlike.layers.group_norm import (
-    filter_response_norm,
-    group_norm,
-    instance_norm,
-)
-from axonlike.layers.gru_cells import gru_cell, mgu_cell
-from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
-from axonlike.layers.kv_cache import kv_cache
-from axonlike.layers.linear import dense, low_rank
-from axonlike.layers.noise import gaussian_dropout, gaussian_noise
-from axonlike.layers.norm import layer_norm, rms_norm
-from axonlike.layers.pool import avg_pool, blur_pool, lp_pool, max_pool, min_pool
-from axonlike.layers.pool_adaptive import (
-    adaptive_avg_pool,
-    adaptive_lp_pool,
-    adaptive_max_pool,
-)
-from axonlike.layers.pool_global import (
-    global_avg_pool,
-    global_lp_pool,
-    global_max_pool,
-)
-from axonlike.layers.positions import learned_positions, rotary, sinusoidal_positions
-from axonlike.layers.recurrent import gru, lstm, mgu, rnn
-from axonlike.layers.scale import bias, prelu, scale
-from axonlike.layers.shape import flatten, reshape, transpose
-from axonlike.layers.vision import class_token, patch_embedding, squeeze_excite
-from axonlike.layers.weight_norm import spectral_norm, weight_norm
 from axonlike.params import (
     count,
     labels,
@@ -117,6 +76,51 @@ if TYPE_CHECKING:  # these are imported on first use: see below
     from axonlike.io.onnx.export import export_onnx
     from axonlike.io.stablehlo import export
     from axonlike.io.weights import load, save
+    from axonlike.layers.alpha_dropout import alpha_dropout, feature_alpha_dropout
+    from axonlike.layers.attention import attention, projection
+    from axonlike.layers.batch_norm import batch_norm
+    from axonlike.layers.cells import lstm_cell, rnn_cell
+    from axonlike.layers.conv import conv
+    from axonlike.layers.conv_local import conv_local
+    from axonlike.layers.conv_lstm import conv_lstm, conv_lstm_cell
+    from axonlike.layers.conv_transpose import conv_transpose
+    from axonlike.layers.depthwise import depthwise_conv, separable_conv
+    from axonlike.layers.dropout import drop_path, dropout, spatial_dropout
+    from axonlike.layers.einsum import bilinear, einsum
+    from axonlike.layers.embed import embedding
+    from axonlike.layers.gated import geglu, glu, maxout, swiglu
+    from axonlike.layers.group_norm import (
+        filter_response_norm,
+        group_norm,
+        instance_norm,
+    )
+    from axonlike.layers.gru_cells import gru_cell, mgu_cell
+    from axonlike.layers.image import pad, pixel_shuffle, pixel_unshuffle, resize
+    from axonlike.layers.kv_cache import kv_cache
+    from axonlike.layers.linear import dense, low_rank
+    from axonlike.layers.noise import gaussian_dropout, gaussian_noise
+    from axonlike.layers.norm import layer_norm, rms_norm
+    from axonlike.layers.pool import avg_pool, blur_pool, lp_pool, max_pool, min_pool
+    from axonlike.layers.pool_adaptive import (
+        adaptive_avg_pool,
+        adaptive_lp_pool,
+        adaptive_max_pool,
+    )
+    from axonlike.layers.pool_global import (
+        global_avg_pool,
+        global_lp_pool,
+        global_max_pool,
+    )
+    from axonlike.layers.positions import (
+        learned_positions,
+        rotary,
+        sinusoidal_positions,
+    )
+    from axonlike.layers.recurrent import gru, lstm, mgu, rnn
+    from axonlike.layers.scale import bias, prelu, scale
+    from axonlike.layers.shape import flatten, reshape, transpose
+    from axonlike.layers.vision import class_token, patch_embedding, squeeze_excite
+    from axonlike.layers.weight_norm import spectral_norm, weight_norm
     from axonlike.policy import Cast, casts, precision
     from axonlike.stretch import between
     from axonlike.surgery import (
@@ -332,7 +336,8 @@ __all__ = [
     "ShapeError",
 ]
 
-# What works on models that there are is imported when first asked for.
+# The catalogue, and what works on models that there are, is imported when first asked
+# for. (`layers` is a function: the folder of that name has been imported before it.)
 _ON_FIRST_USE = {
     "adapters": ("adapter", "lora", "merge_lora"),
     "inspect.explain": ("explain",),
@@ -346,6 +351,39 @@ _ON_FIRST_USE = {
     "io.onnx.export": ("export_onnx",),
     "io.stablehlo": ("export",),
     "io.weights": ("load", "save"),
+    "layers.alpha_dropout": ("alpha_dropout", "feature_alpha_dropout"),
+    "layers.attention": ("attention", "projection"),
+    "layers.batch_norm": ("batch_norm",),
+    "layers.cells": ("lstm_cell", "rnn_cell"),
+    "layers.conv": ("conv",),
+    "layers.conv_local": ("conv_local",),
+    "layers.conv_lstm": ("conv_lstm", "conv_lstm_cell"),
+    "layers.conv_transpose": ("conv_transpose",),
+    "layers.depthwise": ("depthwise_conv", "separable_conv"),
+    "layers.dropout": ("drop_path", "dropout", "spatial_dropout"),
+    "layers.einsum": ("bilinear", "einsum"),
+    "layers.embed": ("embedding",),
+    "layers.gated": ("geglu", "glu", "maxout", "swiglu"),
+    "layers.group_norm": ("filter_response_norm", "group_norm", "instance_norm"),
+    "layers.gru_cells": ("gru_cell", "mgu_cell"),
+    "layers.image": ("pad", "pixel_shuffle", "pixel_unshuffle", "resize"),
+    "layers.kv_cache": ("kv_cache",),
+    "layers.linear": ("dense", "low_rank"),
+    "layers.noise": ("gaussian_dropout", "gaussian_noise"),
+    "layers.norm": ("layer_norm", "rms_norm"),
+    "layers.pool": ("avg_pool", "blur_pool", "lp_pool", "max_pool", "min_pool"),
+    "layers.pool_adaptive": (
+        "adaptive_avg_pool",
+        "adaptive_lp_pool",
+        "adaptive_max_pool",
+    ),
+    "layers.pool_global": ("global_avg_pool", "global_lp_pool", "global_max_pool"),
+    "layers.positions": ("learned_positions", "rotary", "sinusoidal_positions"),
+    "layers.recurrent": ("gru", "lstm", "mgu", "rnn"),
+    "layers.scale": ("bias", "prelu", "scale"),
+    "layers.shape": ("flatten", "reshape", "transpose"),
+    "layers.vision": ("class_token", "patch_embedding", "squeeze_excite"),
+    "layers.weight_norm": ("spectral_norm", "weight_norm"),
     "models": (),
     "policy": ("Cast", "casts", "precision"),
     "stretch": ("between",),
@@ -377,10 +415,10 @@ _ON_FIRST_USE = {
 
 def __getattr__(name: str) -> Any:
     for module, names in _ON_FIRST_USE.items():
-        if not names and name == module.rpartition(".")[2]:
-            return import_module(f"axonlike.{module}")
-        if name in names:
-            return getattr(import_module(f"axonlike.{module}"), name)
+        if name in (names or (module.rpartition(".")[2],)):
+            found = import_module(f"axonlike.{module}")
+            globals()[name] = getattr(found, name) if names else found
+            return globals()[name]
     raise AttributeError(f"module 'axonlike' has no attribute '{name}'")
 
 

@@ -4,6 +4,8 @@ import ast
 import doctest
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,21 @@ def test_types_and_first_use_agree():
     for module, found in table.items():
         for name in found:
             assert getattr(axonlike, name).__module__.startswith(f"axonlike.{module}")
+
+
+def test_what_nobody_asked_for_is_not_imported():
+    code = "import axonlike, sys; print(*(m for m in sys.modules if m[:8] == 'axonlike'))"
+    command = [sys.executable, "-c", code]
+    made = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = {name.removeprefix("axonlike.") for name in made.stdout.split()}
+    assert "combinators.basic" in found
+    assert not found & axonlike._ON_FIRST_USE.keys()
+    assert len(found) < 40  # each costs a quarter of a millisecond, and what it defines
+
+
+def test_the_folder_of_the_layers_does_not_hide_the_function():
+    assert axonlike.dense.__module__ == "axonlike.layers.linear"
+    assert inspect.isfunction(axonlike.layers)
 
 
 def test_an_unknown_name_is_told_as_python_does():
