@@ -40,6 +40,14 @@ CONFIGS = {
         | {"bos_token_id": 0, "eos_token_id": None}
         | {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 2.0}},
     ),
+    "gpt2 body": (
+        "GPT2Model",
+        {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    ),
+    "llama body": (
+        "LlamaModel",
+        {**SMALL, "num_hidden_layers": 1, "num_attention_heads": 2},
+    ),
     "bert": ("BertModel", {**BERT, "num_hidden_layers": 1}),
     "bert masked": ("BertForMaskedLM", {**BERT, "num_hidden_layers": 2}),
     "bert labels": (
@@ -50,6 +58,15 @@ CONFIGS = {
         "ViTForImageClassification",
         {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
         | {"intermediate_size": 24, "image_size": 16, "patch_size": 8, "num_labels": 3},
+    ),
+    "vit body": (
+        "ViTModel",
+        {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        | {"intermediate_size": 24, "image_size": (16, 8), "patch_size": 8},
+    ),
+    "resnet body": (
+        "ResNetModel",
+        {"embedding_size": 4, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"},
     ),
     "resnet basic": (
         "ResNetForImageClassification",
@@ -104,8 +121,9 @@ def write(name):
 def inputs(name):
     """Inputs as the model here takes them."""
     draw = np.random.default_rng(0)
-    if name == "vit":
-        return draw.standard_normal((2, 16, 16, 3)).astype(np.float32)
+    if name.startswith("vit"):
+        size = (2, 16, 8, 3) if name == "vit body" else (2, 16, 16, 3)
+        return draw.standard_normal(size).astype(np.float32)
     if name.startswith("resnet"):
         return draw.standard_normal((2, 32, 32, 3)).astype(np.float32)
     ids = draw.integers(0, 40, (2, 8)).astype(np.int32)
@@ -129,22 +147,44 @@ def outputs(name):
         given = {"pixel_values": torch.tensor(x).permute(0, 3, 1, 2)}
     else:
         given = {"input_ids": torch.tensor(x).long()}
+    model = built(name)
     with torch.no_grad():
-        found = built(name)(**given)
-    if name == "bert":
-        return {"y": found.last_hidden_state, "pooled": found.pooler_output}
+        found = model(**given)
+        if name == "bert":
+            return {"y": found.last_hidden_state, "pooled": found.pooler_output}
+        if name == "resnet body":
+            return {"y": found.last_hidden_state.permute(0, 2, 3, 1)}
+        if name.endswith("body"):
+            return {"y": found.last_hidden_state}
+        if name in ("gpt2", "llama"):
+            mask = torch.tensor(filled_up(x)).long()
+            filled = model(**given, attention_mask=mask)
+            return {"y": found.logits, "filled up": filled.logits}
     return {"y": found.logits}
 
 
-def greedy(name, steps):
-    """A prompt, and what transformers writes after it."""
+LENGTHS = (8, 5)
+
+
+def filled_up(ids):
+    """Where the tokens of two texts are, the second of which is shorter."""
+    return np.arange(ids.shape[1])[None] < np.array(LENGTHS)[:, None]
+
+
+def greedy(name, steps, lengths=None):
+    """What transformers writes after prompts, those of less length filled up in front."""
     import torch
 
-    prompt = torch.tensor(inputs(name)).long()
+    prompt = inputs(name)
+    mask = np.ones_like(prompt)
+    for row, length in enumerate(lengths or ()):
+        gap = prompt.shape[1] - length
+        prompt[row] = np.concatenate([np.zeros(gap), prompt[row, :length]])
+        mask[row, :gap] = 0
     with torch.no_grad():
         tokens = built(name).generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+            torch.tensor(prompt).long(),
+            attention_mask=torch.tensor(mask).long(),
             max_new_tokens=steps,
             do_sample=False,
             pad_token_id=0,

@@ -1,6 +1,7 @@
 """Weights of other libraries: conventions, rules, strictness, memory."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -516,6 +517,106 @@ def test_what_is_no_mapping():
         names.load(tensors(), two_layers(), X)
 
 
+def test_tensors_that_nobody_knows_are_not_saved(tmp_path):
+    params, state = NAMES.load(tensors(), two_layers(), X)
+    path = tmp_path / "out.safetensors"
+    like = {**tensors(), "fc2.scale": normal(0, 1)}
+    message = (
+        "mapping: save: like= and the model differ in 1 place:\n"
+        "  'fc2.scale', float32[1], is for nothing in the model. Known: 'fc1.bias', "
+        "'fc1.weight', 'fc2.bias', 'fc2.weight'."
+    )
+    refused(message, NAMES.save, path, two_layers(), params, state, like=like)
+    assert not path.exists()
+
+
+WRONG = {
+    "mapping of prefix": (
+        lambda: al.mapping({}, prefix=3),
+        "mapping: prefix: expected letters that are text, got 3.",
+    ),
+    "mapping of ignore": (
+        lambda: al.mapping({}, ignore=[3]),
+        "mapping: ignore: expected globs, got [3].",
+    ),
+    "mapping of conventions": (
+        lambda: al.mapping({}, conventions=["dense"]),
+        "mapping: conventions: expected a dict, {kind of layer: {theirs: ours}}, got "
+        "[str].",
+    ),
+    "mapping of a convention": (
+        lambda: al.mapping({}, conventions={"dense": 3}),
+        "mapping: conventions of 'dense': expected a dict, {theirs: ours}, got int.",
+    ),
+    "mapping of older": (
+        lambda: al.mapping({}, older="gamma"),
+        "mapping: older: expected a dict, {then: now}, got str.",
+    ),
+    "split": (
+        lambda: al.split(3, axis=0),
+        "split: expected paths of ours, got 3.",
+    ),
+    "fuse": (
+        lambda: al.fuse(None, axis=0),
+        "fuse: expected names of theirs, got None.",
+    ),
+    "load of files": (
+        lambda: NAMES.load({1: normal(0, 1)}, two_layers(), X),
+        "mapping: files: expected names that are text, got 1.",
+    ),
+    "load of masked arrays": (
+        lambda: NAMES.load(
+            tensors(fc2__bias=np.ma.masked_array(normal(0, 2), [0, 1])), two_layers(), X
+        ),
+        "mapping: 'fc2.bias' is MaskedArray float32, not an array of numbers.",
+    ),
+    "load of model": (
+        lambda: NAMES.load(tensors(), None, X),
+        "mapping: expected a layer, the model, got None.",
+    ),
+    "load of key": (
+        lambda: NAMES.load(tensors(), two_layers(), X, key=3),
+        "key: expected one jax.random.key(seed), got int.",
+    ),
+    "load of shardings": (
+        lambda: NAMES.load(tensors(), two_layers(), X, shardings="x"),
+        "shardings: expected a dict, {selector: PartitionSpec or Sharding}, got str.",
+    ),
+    "check of model": (
+        lambda: NAMES.check(tensors(), X, two_layers()),
+        "mapping: expected a layer, the model, got float32[b, 3].",
+    ),
+    "save of path": (
+        lambda: NAMES.save(None, two_layers(), {}, {}),
+        "mapping: expected the path of a file, got None.",
+    ),
+    "save of model": (
+        lambda: NAMES.save("x.safetensors", {}, {}, {}),
+        "mapping: expected a layer, the model, got {}.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_given_in_a_wrong_place_is_told(case):
+    call, message = WRONG[case]
+    with pytest.raises(TypeError) as caught:
+        call()
+    assert str(caught.value) == message
+
+
+def test_values_that_are_wrong_are_told():
+    for sizes in (3, "ab"):
+        message = f"fuse: expected 2 positive sizes, one for each name, got {sizes!r}."
+        refused(message, al.fuse, ["a", "b"], axis=0, sizes=sizes)
+    for dtype in (3, {}, int):
+        with pytest.raises(ValueError, match="or one of floating-point numbers, got"):
+            NAMES.load(tensors(), two_layers(), X, dtype=dtype)
+    message = "mapping: save: 'model.npz' is no folder. Call it .safetensors."
+    params, state = NAMES.load(tensors(), two_layers(), X)
+    refused(message, NAMES.save, "model.npz", two_layers(), params, state)
+
+
 def test_what_has_no_values_is_not_saved(tmp_path):
     model = two_layers()
     shapes = jax.eval_shape(lambda key: model.init(key, X), jax.random.key(0))
@@ -559,13 +660,9 @@ def test_numbers_whose_bytes_are_in_the_other_order(tmp_path):
     swapped = {k: v.astype(v.dtype.newbyteorder()) for k, v in tensors().items()}
     params, state = NAMES.load(swapped, two_layers(), X)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
-    NAMES.save(
-        tmp_path,
-        two_layers(),
-        params,
-        state,
-        like=swapped | {"more": swapped["fc2.bias"]},
-    )
+    more = al.mapping({"fc1": "body", "fc2": "head"}, ignore="more")
+    like = swapped | {"more": swapped["fc2.bias"]}
+    more.save(tmp_path, two_layers(), params, state, like=like)
     again = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(again["more"], tensors()["fc2.bias"])
 
@@ -762,6 +859,52 @@ def test_nested_copies_and_ensembles():
     np.testing.assert_array_equal(stack[1, 0], theirs["m1.0.weight"].T)
 
 
+def test_names_that_tensors_had_in_older_files(tmp_path):
+    names = al.mapping({"n": "n"}, older={"gamma": "weight", "beta": "bias"})
+    model = al.serial(n=al.layer_norm())
+    new = {"n.weight": normal(0, 3), "n.bias": normal(1, 3)}
+    old = {"n.gamma": new["n.weight"], "n.beta": new["n.bias"]}
+    wanted, state = names.load(new, model, X)
+    params, _ = names.load(old, model, X)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    names.save(tmp_path, model, params, state, like=old)
+    assert load_file(tmp_path / "model.safetensors").keys() == new.keys()
+    message = "mapping: the files have 'n.weight' under two names."
+    refused(message, names.load, old | new, model, X)
+
+
+SHARDED = """
+import jax, numpy as np, axonlike as al
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+names = al.mapping({"l.{n}": "blocks/{n}", "head": "head"})
+model = al.serial(blocks=al.dense(8) ** 3, head=al.dense(4))
+draw = np.random.default_rng(0)
+files = {f"{name}.{part}": draw.normal(size=shape).astype(np.float32)
+    for name, n in [("l.0", 8), ("l.1", 8), ("l.2", 8), ("head", 4)]
+    for part, shape in [("weight", (n, 8)), ("bias", (n,))]}
+wanted = names.load(files, model, al.spec("b 8"))[0]
+rows = PartitionSpec("x", None)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(kind,))
+    copies = NamedSharding(mesh, PartitionSpec(None, None, "x"))
+    with jax.set_mesh(mesh):
+        params, _ = names.load(files, model, al.spec("b 8"),
+            shardings={"blocks/*/kernel": copies, "head/kernel": rows})
+    stack = params["blocks"]["*"]["kernel"]
+    assert stack.sharding == copies, stack.sharding
+    assert [s.data.shape for s in stack.addressable_shards] == [(3, 8, 2)] * 4
+    assert params["head"]["kernel"].sharding == NamedSharding(mesh, rows)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+"""
+
+
+def test_each_device_gets_its_part():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", SHARDED]
+    subprocess.run(command, check=True, env={**os.environ, **flags})
+
+
 # --- memory
 
 MEMORY = """
@@ -799,7 +942,10 @@ print(loaded, peak[0] - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="How much memory a process uses now is read in /proc, which only Linux has.",
+)
 @pytest.mark.parametrize("stacked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_memory_beyond_the_params_is_at_most_the_largest_tensor_and_64_mib(
     stacked, tmp_path

@@ -13,7 +13,9 @@ import pytest
 from by_transformers import (
     CONFIGS,
     ENCODERS,
+    LENGTHS,
     RECURRENT,
+    filled_up,
     greedy,
     inputs,
     of_torch,
@@ -21,15 +23,15 @@ from by_transformers import (
     write,
 )
 from parity import checkpoint, normal, reference
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import axonlike as al
 
 STEPS = 64
-SLOW = ("llama linear", "bert labels")
+SLOW = ("llama linear", "bert labels", "gpt2 body", "vit body", "resnet body")
+slow = pytest.mark.slow
 CHECKPOINTS = [
-    pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
-    for name in CONFIGS
+    pytest.param(name, marks=slow if name in SLOW else ()) for name in CONFIGS
 ]
 FAMILIES = {
     "gpt2": al.models.gpt2,
@@ -67,7 +69,8 @@ def same_files(a, b):
 def test_a_checkpoint_of_transformers_gives_its_logits_and_is_saved_as_it_was(
     name, folder, tmp_path
 ):
-    theirs = reference(f"models/{name}", lambda: outputs(name))
+    theirs = dict(reference(f"models/{name}", lambda: outputs(name)))
+    filled = theirs.pop("filled up", None)
     place = folder(name)
     model, params, state = al.models.pretrained(place, spec=spec_of(name))
     with jax.default_matmul_precision("highest"):
@@ -75,6 +78,9 @@ def test_a_checkpoint_of_transformers_gives_its_logits_and_is_saved_as_it_was(
     for ours, wanted in zip(jax.tree.leaves(found), theirs.values(), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
     assert np.abs(theirs["y"]).max() > 0.3
+    if filled is not None:  # what stands behind a text changes nothing in it
+        tokens = filled_up(inputs(name))
+        np.testing.assert_allclose(found[tokens], filled[tokens], rtol=0, atol=1e-5)
     al.models.mapping_of(model).save(tmp_path, model, params, state)
     same_files(tmp_path / "model.safetensors", place / "model.safetensors")
 
@@ -106,6 +112,75 @@ def test_greedy_text_of_64_steps_is_that_of_transformers(name, folder):
         ours = write(params, state)
     np.testing.assert_array_equal(ours, theirs)
     assert len(np.unique(theirs)) > 8  # not one token over and over
+
+
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=slow)])
+def test_prompts_of_different_lengths_are_gone_on_with(name, folder):
+    """There they are filled up in front and masked, here at their ends."""
+    steps = 12
+    theirs = reference(
+        f"models/{name} text of lengths", lambda: greedy(name, steps, LENGTHS)
+    )["tokens"]
+    prompt = inputs(name)
+    model, params, state = al.models.pretrained(
+        folder(name), spec=spec_of(name), cache_length=prompt.shape[1] + steps - 1
+    )
+
+    @jax.jit
+    def write(params, state):
+        return al.models.generate(
+            model, params, state, prompt, steps, lengths=np.array(LENGTHS)
+        )
+
+    with jax.default_matmul_precision("highest"):
+        ours = write(params, state)
+    for row, length in enumerate(LENGTHS):
+        np.testing.assert_array_equal(ours[row, :length], prompt[row, :length])
+        written = theirs[row, prompt.shape[1] :]
+        np.testing.assert_array_equal(ours[row, length : length + steps], written)
+
+
+def test_lengths_that_only_a_run_knows_give_the_same_text():
+    model = tiny("gpt2", cache_length=8)
+    prompt = jnp.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    params, state = model.init(jax.random.key(0), prompt)
+
+    def text(lengths):
+        return al.models.generate(model, params, state, prompt, 4, lengths=lengths)
+
+    np.testing.assert_array_equal(
+        jax.jit(text)(jnp.array([4, 2])), jax.jit(lambda: text(np.array([4, 2])))()
+    )
+    message = "generate: lengths must be from 1 to 4, the time of tokens."
+    for wrong in ([0, 2], [2, 5]):
+        with pytest.raises(ValueError, match=message):
+            text(np.array(wrong))
+    for wrong in (np.array([1.0, 2.0]), np.array([1]), 3):
+        with pytest.raises(al.ShapeError, match="expected lengths of 2 prompts"):
+            text(wrong)
+
+
+def test_a_checkpoint_as_bert_was_first_published(folder, tmp_path):
+    """Norms have a gamma and a beta, and there is what the model was pretrained with."""
+    place = folder("bert masked")
+    spec = spec_of("bert masked")
+    _, wanted, _ = al.models.pretrained(place, spec=spec)
+    old = {}
+    for name, tensor in load_file(place / "model.safetensors").items():
+        gamma = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        old[gamma.replace("LayerNorm.bias", "LayerNorm.beta")] = tensor
+    old["cls.seq_relationship.weight"] = normal(0, 2, 16)
+    save_file(old, tmp_path / "model.safetensors")
+    config = (place / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    _, params, _ = al.models.pretrained(tmp_path, spec=spec)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    old["bert.pooler.dense.weight"] = normal(1, 16, 16)
+    save_file(old, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"'bert\.pooler\.dense\.weight'.* is for"):
+        al.models.pretrained(tmp_path, spec=spec)
+    _, params, _ = al.models.pretrained(tmp_path, spec=spec, strict=False)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
 
 
 @pytest.mark.parametrize("name", ["llama tied", "bert masked", "resnet basic", "vit"])
@@ -343,6 +418,11 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
             "generate: temperature must be 0, or positive with a key, got nan and no key.",
         ),
         (
+            {"temperature": "hot"},
+            "generate: temperature must be 0, or positive with a key, got 'hot' and no "
+            "key.",
+        ),
+        (
             {"tokens": jnp.array([1, 2])},
             "generate: expected token ids, (batch, time), got int32[2]. Pass at least one "
             "token: tokens[None] for one sequence.",
@@ -413,6 +493,25 @@ def test_a_config_is_a_dict_a_file_or_a_folder(folder):
             "bert: config: architectures should be one of BertModel, BertForMaskedLM, "
             "BertForSequenceClassification, got 'BertForQuestionAnswering'.",
         ),
+        (
+            {"model_type": "llama", "rope_scaling": "linear"},
+            "llama: scaling: expected a dict with a 'rope_type', got 'linear'.",
+        ),
+        (
+            {"model_type": "vit", "image_size": "large"},
+            "from_config: an option of this vit is not what transformers writes: "
+            "image_size should be one number or two, got 'large'.",
+        ),
+        (
+            {"model_type": "resnet", "hidden_sizes": 8},
+            "from_config: an option of this resnet is not what transformers writes: "
+            "'int' object is not iterable.",
+        ),
+        (
+            {"model_type": "gpt2", "architectures": 3},
+            "from_config: an option of this gpt2 is not what transformers writes: "
+            "'int' object is not subscriptable.",
+        ),
     ],
 )
 def test_a_config_that_is_not_known_here(config, message):
@@ -431,9 +530,25 @@ def test_the_mapping_of_a_foreign_model_is_asked_for_in_vain():
         al.models.resnet(block="wide")
     with pytest.raises(ValueError, match="resnet: widths and depths need one number"):
         al.models.resnet(widths=(8,))
+    message = r"resnet: widths must be a list of positive ints, got 8\."
+    with pytest.raises(ValueError, match=message):
+        al.models.resnet(widths=8)
+    with pytest.raises(ValueError, match="vit: num_patches must be a positive int"):
+        al.models.vit(num_patches="4")
+    with pytest.raises(ValueError, match="features must be a positive int, got 0"):
+        al.models.gpt2(hidden_features=0)
+    with pytest.raises(TypeError, match="mapping_of: expected a layer, the model, got"):
+        al.models.mapping_of("gpt2")
+    with pytest.raises(TypeError, match="generate: expected a layer, the model, got"):
+        al.models.generate("gpt2", {}, {}, jnp.ones((1, 1), int), 1)
+    with pytest.raises(TypeError, match="from_config: expected the path of a file"):
+        al.models.pretrained(None)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs files with holes")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="A file of 27 GB that takes no room has holes, which only Linux always makes.",
+)
 def test_a_file_of_7_billion_params_is_checked_without_being_read(tmp_path):
     model, names = al.models.llama(), al.models.mapping_of(al.models.llama())
     tiny_model = al.models.llama(

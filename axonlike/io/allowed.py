@@ -17,6 +17,7 @@ from typing import Any, cast
 from axonlike import values
 from axonlike.errors import nearest
 from axonlike.io.arrays import DTYPES
+from axonlike.io.given import check_names
 from axonlike.layer import lift
 from axonlike.values import import_name
 
@@ -109,13 +110,14 @@ OURS = re.compile(
 Given = Iterable[Any] | Mapping[str, Any]
 
 
-def by_name(given: Given) -> dict[str, Any]:
+def by_name(verb: str, given: Given) -> dict[str, Any]:
     """What the user gives, by the name that a file has for it."""
     if isinstance(given, Mapping):
+        check_names(verb, given, "names in the file")
         return dict(cast("Mapping[str, Any]", given))
     if isinstance(given, str) or not hasattr(given, "__iter__"):
         raise TypeError(
-            f"load_model: expected a list of what the file may name, or a dict, got "
+            f"{verb}: expected a list of what the file may name, or a dict, got "
             f"{values.source(given)}."
         )
     found: dict[str, Any] = {}
@@ -123,7 +125,7 @@ def by_name(given: Given) -> dict[str, Any]:
         name = import_name(value)
         if name is None:
             raise ValueError(
-                f"load_model: {values.source(value)} has no import name. "
+                f"{verb}: {values.source(value)} has no import name. "
                 "Pass a dict: {name in the file: object}."
             )
         found[name] = value

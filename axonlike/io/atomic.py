@@ -23,6 +23,10 @@ def replacing(path: str | os.PathLike[str]) -> Generator[IO[bytes]]:
         path: where the file shall be; its folder is made if there is none.
     """
     target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(
+            f"{target} is a folder, which no file replaces. Choose another path."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:

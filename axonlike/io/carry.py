@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
+from functools import cache
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding
 
 from axonlike.initialize import Recorder, arrays_of
 from axonlike.io.arrays import DTYPES, Array, Entry, Item
 from axonlike.io.differences import Difference, refuse, target
+from axonlike.io.given import sharding_of
 from axonlike.io.links import CHUNK, AnyLink, Link, Slot
 from axonlike.io.safetensors import NATIVE
 from axonlike.io.tensors import forget
@@ -22,8 +24,13 @@ _ALIGNED = 64
 Arrays = dict[tuple[int, str], Any]
 
 
-def read(links: list[AnyLink], entries: Mapping[str, Entry], dtype: Any) -> Arrays:
-    """The arrays of ours, one link after the other."""
+def read(
+    links: list[AnyLink],
+    entries: Mapping[str, Entry],
+    dtype: Any,
+    shardings: Mapping[str, Any],
+) -> Arrays:
+    """The arrays of ours, one link after the other; shardings by path, where there are."""
     arrays: Arrays = {}
     for link in links:
         if isinstance(link, Link) and link.optional:
@@ -33,7 +40,8 @@ def read(links: list[AnyLink], entries: Mapping[str, Entry], dtype: Any) -> Arra
         link.fill(made, lambda name: entries[name].read())
         while made:
             slot = link.ours[len(made) - 1]
-            _place(arrays, slot, made.pop())
+            sharding = sharding_of(shardings.get(slot.stored))
+            _place(arrays, slot, made.pop(), sharding)
     return arrays
 
 
@@ -45,22 +53,36 @@ def _empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-def _place(arrays: Arrays, slot: Slot, array: Array) -> None:
-    """An array on the device, or one copy of a stacked one where it belongs."""
+def _place(arrays: Arrays, slot: Slot, array: Array, sharding: Any) -> None:
+    """An array on its devices, or one copy of a stacked one where it belongs."""
     where = slot.side, slot.stored
-    made: Any = jax.device_put(array)
     if not slot.copies:
-        arrays[where] = made
+        arrays[where] = jax.device_put(array, sharding)
         return
     if where not in arrays:
-        arrays[where] = jnp.zeros((*slot.copies, *slot.shape), array.dtype)
-    stack = cast(Any, _put(arrays[where], made, slot.which))
+        shape = (*slot.copies, *slot.shape)
+        arrays[where] = jnp.zeros(shape, array.dtype, device=sharding)
+    made: Any = jax.device_put(array)
+    stack = _writer(_on_mesh(arrays[where]))(arrays[where], made, slot.which)
     arrays[where] = stack.block_until_ready()
     del array, made
     jax.device_put(0)  # the next call is when JAX lets go of what it was lent
 
 
-@partial(jax.jit, donate_argnums=0)
+def _on_mesh(array: Any) -> Any:
+    """The sharding of an array that is on a mesh: a rule's, or one that is set."""
+    return array.sharding if isinstance(array.sharding, NamedSharding) else None
+
+
+@cache
+def _writer(sharding: Any) -> Any:
+    """What writes copies into stacks of one sharding, which stays what it is."""
+    put: Any = _put
+    if sharding is not None and AxisType.Explicit in sharding.mesh.axis_types:
+        put = cast(Any, jax.sharding).auto_axes(_put, out_sharding=sharding)
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
+
+
 def _put(stack: Any, array: Any, index: Any) -> Any:
     """A stack with one copy in its place, written where the stack is."""
     start = (*index, *(0 for _ in array.shape))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from axonlike.errors import PathError
 from axonlike.io.arrays import DTYPES, Entry
+from axonlike.io.given import check_names
 from axonlike.paths import join
 
 
@@ -203,6 +204,7 @@ def renamed(
         PathError: a rename means nothing in the file, or nothing in the model.
         ValueError: two arrays would have one name.
     """
+    check_names("load: rename", [*rename, *rename.values()], "paths")
     ours = [name for each in wanted for name in each.names]
     rules = [(_pattern(theirs, here), theirs, here) for theirs, here in rename.items()]
     rules.sort(key=lambda rule: -len(rule[1]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from axonlike.io.axes import SAME, Axes, axes
+from axonlike.io.given import check_table
 
 Shape = tuple[int, ...]
 
@@ -101,6 +102,7 @@ def changes(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Convention]:
     """Conventions as a user writes them: `{kind: {theirs: ours or (ours, axes)}}`."""
     found: dict[str, Convention] = {}
     for kind, tensors in given.items():
+        check_table(f"mapping: conventions of {kind!r}", tensors, "{theirs: ours}")
         found[kind] = {
             theirs: Tensor(ours) if isinstance(ours, str) else _axed(kind, ours)
             for theirs, ours in tensors.items()

@@ -57,11 +57,28 @@ def differences(
             yield Difference(f"{ours}: {name!r} should be {text}, got {entry}. {hint}")
 
 
+def unused(links: Iterable[AnyLink], entries: Mapping[str, Entry]) -> list[Difference]:
+    """Tensors that are for nothing in the model."""
+    used = {name for link in links for name in link.theirs}
+    return [
+        Difference(
+            f"{name!r}, {entries[name]}, is for nothing in the model. "
+            f"{nearest(name, sorted(used))}",
+            False,
+        )
+        for name in sorted(entries.keys() - used)
+    ]
+
+
 def check_dtype(dtype: Any) -> None:
     """Refuses a dtype for weights that is not one of floating-point numbers."""
-    known = dtype is None or (isinstance(dtype, str) and dtype in ("file", *DTYPES))
-    known = known or not isinstance(dtype, str)
-    if not known or (dtype not in (None, "file") and not _is_float(dtype)):
+    if dtype is None or (isinstance(dtype, str) and dtype == "file"):
+        return
+    try:
+        known = _is_float(DTYPES[dtype] if isinstance(dtype, str) else dtype)
+    except (KeyError, TypeError):  # there is no such dtype, or this is none
+        known = False
+    if not known:
         raise ValueError(
             f"mapping: dtype is 'file', None or one of floating-point numbers, got "
             f"{dtype!r}."

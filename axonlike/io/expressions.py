@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -28,6 +27,7 @@ from axonlike.deferred import (
 from axonlike.io import allowed
 from axonlike.io.architecture import encoded
 from axonlike.io.atomic import write_text
+from axonlike.io.given import check_layer, check_there, path_of
 from axonlike.io.notes import loads
 from axonlike.io.rebuild import Known, decoded
 from axonlike.layer import Layer
@@ -65,11 +65,12 @@ def save_expressions(path: FilePath, tree: Any) -> None:
         True
     """
     content = {"format": _FORMAT, "version": 1, "tree": _json(tree)}
-    write_text(Path(path), json.dumps(content, indent=1, allow_nan=False))
+    file = path_of("save_expressions", path)
+    write_text(file, json.dumps(content, indent=1, allow_nan=False))
 
 
 def load_expressions(
-    path: FilePath, model: Layer | None = None, *, functions: Iterable[Any] = ()
+    path: FilePath, model: Layer | None = None, *, functions: allowed.Given = ()
 ) -> Any:
     """Reads expressions and edits from a file, without running any code.
 
@@ -79,7 +80,8 @@ def load_expressions(
     Args:
         path: of the file.
         model: whose activations these are; None: `compile(..., model=)` says it.
-        functions: more functions that the file may name.
+        functions: more functions that the file may name; a list, or a dict of them by
+            the name that the file has.
 
     Shapes:
         No activations, as for `save_expressions`.
@@ -95,9 +97,14 @@ def load_expressions(
         >>> al.load_expressions(file)
         [relu(body)]
     """
-    known = Known({}, {**_OURS, **_named(functions)}, _MAKERS)
+    file = path_of("load_expressions", path)
+    if model is not None:
+        check_layer("load_expressions", model)
+    more = allowed.by_name("load_expressions", functions)
+    known = Known({}, {**_OURS, **more}, _MAKERS)
+    check_there(file)
     try:
-        content = loads(Path(path).read_bytes())
+        content = loads(file.read_bytes())
         if not isinstance(content, dict) or cast(Any, content).get("format") != _FORMAT:
             raise ValueError("these are no expressions")
         table = cast("dict[str, Any]", content)
@@ -174,22 +181,9 @@ def _refuse(layer: Layer) -> Json:
 # --- from JSON
 
 
-def _named(functions: Iterable[Any]) -> dict[str, Any]:
-    """The functions that the user gives, by their import names."""
-    found: dict[str, Any] = {}
-    for function in functions:
-        name = values.import_name(function)
-        if name is None:
-            raise ValueError(
-                f"load_expressions: {values.source(function)} has no import name, by which "
-                "a file could mean it. Define it with def at the top of a module."
-            )
-        found[name] = function
-    return found
-
-
-_OURS = _named(
-    [*SIGNS, operator.getitem, operator.neg, operator.invert, abs, l1, l2, jnp.astype]
+_OURS = allowed.by_name(
+    "load_expressions",
+    [*SIGNS, operator.getitem, operator.neg, operator.invert, abs, l1, l2, jnp.astype],
 )
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 
-from axonlike.errors import nearest
-from axonlike.evaluation import recorded
-from axonlike.initialize import Recorder, arrays_of
+from axonlike.evaluation import check_key, recorded
+from axonlike.initialize import Recorder, arrays_of, shardings_of
 from axonlike.io import safetensors, shards
 from axonlike.io.arrays import Entry, check
 from axonlike.io.carry import check_copies, check_ties, getter, items, lacks, read
@@ -24,12 +23,15 @@ from axonlike.io.differences import (
     missing,
     refuse,
     unnamed,
+    unused,
 )
+from axonlike.io.given import check_layer, check_names, check_table, path_of
 from axonlike.io.links import AnyLink
 from axonlike.io.resolve import modules_of, resolve
 from axonlike.io.rules import Fuse, Rule, Split, Tied, rule_of
-from axonlike.io.tensors import Files, tensors
+from axonlike.io.tensors import PICKLES, Files, tensors
 from axonlike.layer import Layer
+from axonlike.layers.checks import is_int
 from axonlike.params import paths
 from axonlike.spec import as_spec
 from axonlike.transfer import filled
@@ -38,6 +40,15 @@ from axonlike.types import Key, Params, PyTree, State
 _FORMAT = {"format": "pt"}
 """What transformers wants to find in the metadata of a file."""
 _FILE = "model.safetensors"
+
+
+class _Compared(NamedTuple):
+    """Files beside a model, and all in which they differ."""
+
+    recorder: Recorder
+    entries: dict[str, Entry]
+    links: list[AnyLink]
+    differences: list[Difference]
 
 
 class WeightMapping:
@@ -59,10 +70,12 @@ class WeightMapping:
         prefix: str,
         ignore: Sequence[str],
         changed: Mapping[str, Convention],
+        older: Mapping[str, str],
         bare: bool = False,
     ) -> None:
         self._rules, self._prefix, self._bare = tuple(rules), prefix, bare
         self._ignore, self._changed = tuple(ignore), dict(changed)
+        self._older = dict(older)
 
     def load(
         self,
@@ -73,6 +86,7 @@ class WeightMapping:
         dtype: Any = None,
         strict: bool = True,
         key: Key | None = None,
+        shardings: Mapping[str, Any] | None = None,
     ) -> tuple[Params, State]:
         """Params and state for a model, out of files in which they have other names.
 
@@ -93,6 +107,7 @@ class WeightMapping:
                 they lack is initialized, and what they have besides is left out; shapes
                 and dtypes must still agree.
             key: for what is initialized.
+            shardings: as for `init`: each array goes to its devices when it is read.
 
         Returns:
             `(params, state)`, as `init` would.
@@ -101,14 +116,13 @@ class WeightMapping:
             ValueError: files and model differ: everything that does is listed; or a file
                 is damaged, or a pickle.
         """
-        check_dtype(dtype)
-        entries = self._entries(files)
-        recorder = recorded(model, as_spec(spec))[1]
-        links, found = self._compared(model, recorder, entries, dtype)
+        check_key(key, optional=True)
+        recorder, entries, links, found = self._compared(files, model, spec, dtype)
+        places = shardings_of(recorder, shardings)
         refuse([each for each in found if strict or each.wrong])
         present = [link for link in links if all(n in entries for n in link.theirs)]
         check_copies(present)
-        arrays = read(present, entries, dtype)
+        arrays = read(present, entries, dtype, places)
         check_ties(present, entries, arrays)
 
         def known(side: int, path: str, wanted: Any) -> Any:
@@ -145,9 +159,7 @@ class WeightMapping:
         Raises:
             ValueError: files and model differ, unless `strict` is false.
         """
-        check_dtype(dtype)
-        recorder = recorded(model, as_spec(spec))[1]
-        found = self._compared(model, recorder, self._entries(files), dtype)[1]
+        found = self._compared(files, model, spec, dtype).differences
         if strict:
             refuse(found)
         return [each.text for each in found]
@@ -175,7 +187,8 @@ class WeightMapping:
             state: likewise.
             like: files, as for `load`, from which to take what the model does not hold:
                 counts, tensors that the mapping ignores; and two biases, where the model
-                still has their sum. Tied tensors are written if they are there.
+                still has their sum. Tied tensors are written if they are there. Any
+                other tensor that the model has no place for is an error.
             max_shard_bytes: most bytes in one file; more become several files and an
                 index. None: one file.
 
@@ -183,7 +196,9 @@ class WeightMapping:
             ValueError: an array has no place in the mapping, or the model needs one that
                 is not in params or state.
         """
-        entries = {} if like is None else tensors(like)
+        target = path_of("mapping", path)
+        check_layer("mapping", model)
+        entries = {} if like is None else self._tensors(like)
         every = paths(params), paths(state)
         for item in [*every[0], *every[1]]:
             check(*item)
@@ -192,9 +207,9 @@ class WeightMapping:
         found = [unnamed(slot, layer) for slot, layer in bare]
         found += missing(model, [path for side in every for path, _ in side])
         refuse(found, "save", "the mapping and the model")
+        refuse(unused(links, self._weights(entries)), "save", "like= and the model")
         every_item = items(links, getter(*every), entries)
-        target = Path(path)
-        target = target if target.suffix == ".safetensors" else target / _FILE
+        target = target if target.suffix == ".safetensors" else _in_folder(target)
         if max_shard_bytes is None:
             safetensors.write(target, every_item, {}, _FORMAT)
         else:
@@ -202,14 +217,25 @@ class WeightMapping:
 
     def without_prefix(self) -> WeightMapping:
         """The same, writing names without the prefix: those of a model without a head."""
-        options = self._prefix, self._ignore, self._changed
+        options = self._prefix, self._ignore, self._changed, self._older
         return WeightMapping(self._rules, *options, bare=True)
 
-    def _entries(self, files: Files) -> dict[str, Entry]:
+    def _tensors(self, files: Files) -> dict[str, Entry]:
+        """The tensors of files, by the names that they have today."""
+        found: dict[str, Entry] = {}
+        for name, entry in tensors(files).items():
+            home, dot, last = name.rpartition(".")
+            now = f"{home}{dot}{self._older.get(last, last)}"
+            if now in found:
+                raise ValueError(f"mapping: the files have {now!r} under two names.")
+            found[now] = entry
+        return found
+
+    def _weights(self, found: Mapping[str, Entry]) -> dict[str, Entry]:
         """The tensors of files that are not ignored."""
         return {
             name: entry
-            for name, entry in tensors(files).items()
+            for name, entry in found.items()
             if not any(fnmatchcase(name, glob) for glob in self._ignore)
         }
 
@@ -224,9 +250,13 @@ class WeightMapping:
             yield rule._replace(theirs=theirs)
 
     def _compared(
-        self, model: Layer, recorder: Recorder, entries: Mapping[str, Entry], dtype: Any
-    ) -> tuple[list[AnyLink], list[Difference]]:
-        """The links, and all in which files and model differ."""
+        self, files: Files, model: Layer, spec: PyTree, dtype: Any
+    ) -> _Compared:
+        """Files beside what a model needs; no weights are read."""
+        check_layer("mapping", model)
+        check_dtype(dtype)
+        entries = self._weights(self._tensors(files))
+        recorder = recorded(model, as_spec(spec))[1]
         sides: tuple[list[Any], list[Any]] = ([], [])
         for leaf in recorder.leaves.values():
             for side, arrays in zip(sides, arrays_of(leaf), strict=True):
@@ -234,14 +264,10 @@ class WeightMapping:
         modules = modules_of(model, *sides)
         links, bare = resolve(list(self._named(entries)), modules, self._changed)
         found = [unnamed(slot, layer) for slot, layer in bare]
-        used: set[str] = set()
         for link in links:
-            used |= set(link.theirs)
             found += differences(link, entries, dtype)
-        for name in entries.keys() - used if used else entries.keys():
-            text = f"{name!r}, {entries[name]}, is for nothing in the model."
-            found.append(Difference(f"{text} {nearest(name, sorted(used))}", False))
-        return links, sorted(found)
+        found += unused(links, entries)
+        return _Compared(recorder, entries, links, sorted(found))
 
 
 def mapping(
@@ -250,6 +276,7 @@ def mapping(
     prefix: str = "",
     ignore: Sequence[str] = (),
     conventions: Mapping[str, Mapping[str, Any]] | None = None,
+    older: Mapping[str, str] | None = None,
 ) -> WeightMapping:
     """Names of another library's weights, and of ours: to load them, and to save them.
 
@@ -268,6 +295,8 @@ def mapping(
         ignore: globs of names of theirs that are no weights: `"*.position_ids"`.
         conventions: `{kind of layer: {their tensor: our array}}`, for other kinds, or to
             be used instead; `("kernel", "out in -> in out")` also says how axes lie.
+        older: `{then: now}`, what tensors of modules were called in older files:
+            `{"gamma": "weight", "beta": "bias"}`. They are saved as they are called now.
 
     Returns:
         What has `load(files, model, spec)`, `save(path, model, params, state)` and
@@ -303,8 +332,12 @@ def mapping(
             f"{type(given).__name__}."
         )
     made = [rule_of(theirs, ours) for theirs, ours in rules.items()]
-    globs = (ignore,) if isinstance(ignore, str) else tuple(ignore)
-    return WeightMapping(made, prefix, globs, changes(conventions or {}))
+    globs = (ignore,) if isinstance(ignore, str) else ignore
+    globs = _names("mapping: ignore", "globs", globs) if globs else ()
+    check_names("mapping: prefix", [prefix], "letters")
+    check_table("mapping: conventions", conventions, "{kind of layer: {theirs: ours}}")
+    check_table("mapping: older", older, "{then: now}")
+    return WeightMapping(made, prefix, globs, changes(conventions or {}), older or {})
 
 
 def split(ours: Sequence[str], *, axis: int) -> Split:
@@ -351,13 +384,14 @@ def fuse(
         ...     al.fuse(["mlp.{n}.up", "mlp.{n}.gate"], axis=0): "blocks/{n}/swiglu"})
     """
     names = _names("fuse", "names of theirs", theirs)
-    parts = None if sizes is None else tuple(sizes)
-    whole = parts is None or all(type(size) is int and size > 0 for size in parts)
-    if not whole or (parts is not None and len(parts) != len(names)):
+    if sizes is None:
+        return Fuse(names, _axis("fuse", axis), None)
+    parts: list[Any] = list(sizes) if isinstance(sizes, (list, tuple)) else []
+    if len(parts) != len(names) or not all(is_int(n) and n > 0 for n in parts):
         raise ValueError(
-            f"fuse: expected {len(names)} positive sizes, one for each name, got {parts}."
+            f"fuse: expected {len(names)} positive sizes, one for each name, got {sizes!r}."
         )
-    return Fuse(names, _axis("fuse", axis), parts)
+    return Fuse(names, _axis("fuse", axis), tuple(parts))
 
 
 def tied(ours: str, *, transpose: bool = False) -> Tied:
@@ -383,16 +417,24 @@ def tied(ours: str, *, transpose: bool = False) -> Tied:
     return Tied(_names("tied", "a path of ours", [ours])[0], transpose)
 
 
+def _in_folder(path: Path) -> Path:
+    """The file in a folder, whose path is not that of a file of another format."""
+    if path.is_file() or path.suffix in (".json", ".npz", ".orbax", *PICKLES):
+        raise ValueError(
+            f"mapping: save: {str(path)!r} is no folder. Call it .safetensors."
+        )
+    return path / _FILE
+
+
 def _names(verb: str, what: str, names: Any) -> tuple[str, ...]:
-    found: tuple[Any, ...] = (
-        () if isinstance(names, str) else tuple(cast("Iterable[Any]", names))
-    )
+    several = isinstance(names, (list, tuple))
+    found: tuple[Any, ...] = tuple(cast("list[Any]", names)) if several else ()
     if not found or not all(isinstance(name, str) for name in found):
         raise TypeError(f"{verb}: expected {what}, got {names!r}.")
     return found
 
 
 def _axis(verb: str, axis: Any) -> int:
-    if not isinstance(axis, int) or isinstance(axis, bool):
+    if not is_int(axis):
         raise TypeError(f"{verb}: axis must be an int, got {axis!r}.")
     return axis

@@ -21,6 +21,7 @@ from axonlike.io.architecture import architecture
 from axonlike.io.arrays import DTYPES, damaged, is_key
 from axonlike.io.atomic import write_text
 from axonlike.io.compare import compared
+from axonlike.io.given import check_layer, path_of
 from axonlike.io.notes import loads
 from axonlike.io.rebuild import Known, rebuilt
 from axonlike.io.weights import fetched, wanted_of, write
@@ -76,7 +77,10 @@ def save_model(
         >>> again == model
         True
     """
-    folder = Path(path)
+    folder = path_of("save_model", path)
+    check_layer("save_model", model)
+    if folder.is_file():
+        raise FileExistsError(f"save_model: {folder} is a file. Pass a folder.")
     described = _checked(model)
     weights = f"weights-{secrets.token_hex(4)}.safetensors"
     content = {
@@ -136,12 +140,12 @@ def load_model(
         >>> again == model
         True
     """
-    file = Path(path) / _FILE
+    file = path_of("load_model", path) / _FILE
     content = _content(file)
     trees = [_tree(file, content[side]) for side in ("params", "state")]
     if not all(isinstance(tree, dict) for tree in trees):
         raise damaged(file, "its params or state are no dict")
-    known = Known(allowed.by_name(kinds), allowed.by_name(functions))
+    known = Known(*(allowed.by_name("load_model", g) for g in (kinds, functions)))
     try:
         model = rebuilt(content["model"], known)
     except ValueError as error:

@@ -16,12 +16,15 @@ from numpy.lib import format as npy
 
 from axonlike.io.arrays import PLAIN, Array, Entry, Item, checksum, damaged
 from axonlike.io.atomic import replacing
+from axonlike.io.given import check_there
 from axonlike.io.notes import Found, described, note
 
 NATIVE = frozenset(PLAIN.split())
 """The dtypes that such a file has."""
 _OURS = "__axonlike__"
 _LONGEST_NOTE = 100_000_000
+# What zipfile, zlib, NumPy and the parser of its headers raise for bytes that are no
+# archive. zipfile has NotImplementedError for compressions and versions it does not know.
 _WRONG = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
     RuntimeError, OverflowError, SyntaxError, MemoryError, OSError,
@@ -63,6 +66,7 @@ def read(path: Path) -> dict[str, Entry]:
     Raises:
         ValueError: the file is not what such a file is.
     """
+    check_there(path)
     found: dict[str, Found] = {}
     try:
         with zipfile.ZipFile(path) as archive:

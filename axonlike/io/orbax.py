@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from axonlike.io.notes import Found, described, note
 NATIVE = frozenset(DTYPES)
 """The dtypes that such a folder has."""
 _OURS = "__axonlike__"
+_MARKS = ("_CHECKPOINT_METADATA", "_METADATA")
 
 
 def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
@@ -43,16 +45,17 @@ def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
 
 def _check_place(path: Path) -> None:
     """Refuses to put a folder in the place of anything but such a folder."""
-    if path.is_dir():
-        inside = {file.name for file in path.iterdir()}
-        free = not inside or "_CHECKPOINT_METADATA" in inside or "_METADATA" in inside
-    else:
-        free = not path.exists()
-    if not free:
+    empty = path.is_dir() and not any(path.iterdir())
+    if path.exists() and not empty and not is_checkpoint(path):
         raise FileExistsError(
             f"save: {path} is there and no orbax checkpoint, so it is not replaced. "
             "Choose another path."
         )
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one that orbax wrote."""
+    return any((path / name).is_file() for name in _MARKS)
 
 
 def _check(arrays: list[Item]) -> None:
@@ -98,6 +101,8 @@ def read(path: Path) -> dict[str, Entry]:
     Raises:
         ValueError: the folder is not what orbax wrote.
     """
+    if not path.is_dir():
+        raise FileNotFoundError(f"load: there is no folder {path}.")
     ocp = optional("orbax.checkpoint", "load")
     reader = _Reader(ocp, path.absolute())
     found = reader.found()
@@ -119,25 +124,29 @@ class _Reader:
 
     def found(self) -> dict[str, Found]:
         """Every array in the folder by path."""
-        try:
-            with self._checkpointer() as reader:
-                tree: Any = reader.metadata(self.path).item_metadata.tree
-            leaves = dict(_leaves(tree, ""))
+        with self._checkpointer() as reader:
+            tree: Any = reader.metadata(self.path).item_metadata.tree
             return {
                 name: (
                     np.dtype(leaf.dtype).name,
                     tuple(leaf.shape),
                     self._of(name, tree),
                 )
-                for name, leaf in leaves.items()
+                for name, leaf in _leaves(tree, "")
             }
-        except Exception as error:  # orbax and tensorstore raise all kinds
-            raise damaged(
-                self.path, f"orbax cannot read it ({_short(error)})"
-            ) from error
 
-    def _checkpointer(self) -> Any:
-        return self.ocp.Checkpointer(self.ocp.PyTreeCheckpointHandler())
+    @contextmanager
+    def _checkpointer(self) -> Generator[Any]:
+        """What reads the folder, and the error of a folder that it cannot read."""
+        handler = self.ocp.PyTreeCheckpointHandler()
+        try:
+            with self.ocp.Checkpointer(handler) as reader:
+                yield reader
+        except Exception as error:
+            # Orbax, tensorstore and the JSON in the folder raise errors of many kinds for
+            # bytes that are not what was written; whatever it is, the folder is at fault.
+            what = f"orbax cannot read it ({_short(error)})"
+            raise damaged(self.path, what) from error
 
     def _of(self, name: str, tree: Any) -> Any:
         def read() -> Array:
@@ -150,13 +159,8 @@ class _Reader:
     def _read(self, tree: Any) -> dict[str, Array]:
         how = self.ocp.RestoreArgs(restore_type=np.ndarray)
         args = self.ocp.args.PyTreeRestore(restore_args=_like(tree, how))
-        try:
-            with self._checkpointer() as reader:
-                made = reader.restore(self.path, args=args)
-        except Exception as error:
-            raise damaged(
-                self.path, f"orbax cannot read it ({_short(error)})"
-            ) from error
+        with self._checkpointer() as reader:
+            made = reader.restore(self.path, args=args)
         return {name: np.asarray(array) for name, array in _leaves(made, "")}
 
 
@@ -178,8 +182,5 @@ def _leaves(tree: Any, path: str) -> Any:
 
 
 def _short(error: Exception) -> str:
-    return (
-        f"{type(error).__name__}: {str(error).splitlines()[0]:.120}"
-        if str(error)
-        else (type(error).__name__)
-    )
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first:.120}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from axonlike.io.arrays import DTYPES, Array, Entry, Item, checksum, damaged
 from axonlike.io.atomic import replacing
+from axonlike.io.given import check_there
 from axonlike.io.notes import described, is_strings, loads, note
 
 _NAMES = {
@@ -101,6 +102,7 @@ def read(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     Raises:
         ValueError: the file is not what such a file is.
     """
+    check_there(path)
     with path.open("rb") as file:
         start, header = _read_header(path, file)
         buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -124,8 +126,14 @@ def _view(buffer: Any, dtype: str, shape: tuple[int, ...], at: int) -> Array:
 
 def _read_header(path: Path, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
     size = path.stat().st_size
-    length = int.from_bytes(file.read(8), "little")
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
     if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+        if first.startswith(b"PK\3\4"):
+            raise ValueError(
+                f"load: {path} is a zip, and no safetensors file. "
+                "NumPy's are called .npz; PyTorch's are pickles, which are not read."
+            )
         raise damaged(path, f"it has {size} bytes, too few for its header")
     try:
         header = loads(file.read(length))

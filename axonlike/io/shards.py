@@ -12,6 +12,7 @@ from typing import Any, cast
 from axonlike.io import safetensors
 from axonlike.io.arrays import Entry, Item, damaged
 from axonlike.io.atomic import write_text
+from axonlike.io.given import check_there
 from axonlike.io.notes import is_strings, loads
 
 _SUFFIX = ".index.json"
@@ -116,12 +117,12 @@ def read(path: Path) -> dict[str, Entry]:
     index = index_of(path)
     if index != path and not index.exists():
         return safetensors.read(path)[0]
-    if index != path and path.exists():
+    wanted = _weight_map(index)
+    if index != path and path.exists() and path.name not in wanted.values():
         raise ValueError(
             f"load: {path} and {index.name} are both there, and may differ. "
             "Delete the one that is older."
         )
-    wanted = _weight_map(index)
     found: dict[str, Entry] = {}
     for name in sorted({*wanted.values()}):
         shard = index.with_name(name)
@@ -137,6 +138,7 @@ def read(path: Path) -> dict[str, Entry]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Which array is in which file; files are beside the index, nowhere else."""
+    check_there(index)
     if index.stat().st_size > _LONGEST_INDEX:
         raise damaged(index, "it is too long")
     try:

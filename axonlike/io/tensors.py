@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from axonlike.io import shards
-from axonlike.io.arrays import DTYPES, PLAIN, Array, Entry
+from axonlike.io.arrays import DTYPES, PLAIN, Array, Entry, is_masked
+from axonlike.io.given import check_names
 
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _USUAL = ("model.safetensors", "model.safetensors.index.json")
 
 Files = str | os.PathLike[str] | list[Any] | tuple[Any, ...] | Mapping[str, Any]
@@ -32,6 +33,7 @@ def tensors(files: Files) -> dict[str, Entry]:
         TypeError: this is no file.
     """
     if isinstance(files, Mapping):
+        check_names("mapping: files", files, "names")
         return {name: _of_array(name, value) for name, value in files.items()}
     if not isinstance(files, (list, tuple)):
         return shards.read(_file(files))
@@ -64,7 +66,7 @@ def _file(file: Any) -> Path:
                 "Pass the file, or the files."
             )
         path = found[0]
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ValueError(
             f"mapping: {path.name} is a pickle, which can run code when it is read. "
             "Write it as safetensors where PyTorch is: "
@@ -77,7 +79,7 @@ def _of_array(name: str, value: Any) -> Entry:
     """An array, NumPy's, JAX's or PyTorch's, as an entry of a file."""
     dtype = getattr(value, "dtype", "")
     kind = getattr(dtype, "name", str(dtype)).removeprefix("torch.")
-    if kind not in DTYPES or not hasattr(value, "shape"):
+    if kind not in DTYPES or not hasattr(value, "shape") or is_masked(value):
         what = f"{type(value).__name__} {kind}".rstrip()
         raise TypeError(f"mapping: {name!r} is {what}, not an array of numbers.")
     return Entry(kind, tuple(value.shape), partial(_array, value))

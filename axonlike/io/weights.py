@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,11 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.evaluation import recorded
+from axonlike.evaluation import check_key, recorded
 from axonlike.initialize import Recorder, arrays_of, shardings_of
 from axonlike.io import npz, orbax, shards
 from axonlike.io.arrays import DTYPES, STATE, Entry, Item, as_keys, is_key, items
 from axonlike.io.compare import Comparison, Report, Wanted, compared, renamed
+from axonlike.io.given import (
+    check_flags,
+    check_layer,
+    check_table,
+    path_of,
+    sharding_of,
+)
 from axonlike.io.safetensors import NATIVE
 from axonlike.layer import Layer
 from axonlike.selector import at
@@ -28,6 +34,7 @@ _SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors", ".json": "safetensors", "": "safetensors",
     ".npz": "npz", ".orbax": "orbax",
 }  # fmt: skip
+_RENAME = "{path in the file: path in the model}"
 
 
 class _Pair(NamedTuple):
@@ -85,12 +92,13 @@ def save(
     References:
         https://huggingface.co/docs/safetensors; orbax: https://orbax.readthedocs.io.
     """
-    chosen = _format("save", path, format)
+    file = path_of("save", path)
+    chosen = _format("save", file, format)
     if max_shard_bytes is not None and chosen != "safetensors":
         raise ValueError(
             f"save: max_shard_bytes={max_shard_bytes!r} is for safetensors."
         )
-    write(Path(path), params, state, chosen, max_shard_bytes)
+    write(file, params, state, chosen, max_shard_bytes)
 
 
 def write(
@@ -168,19 +176,20 @@ def load(
         >>> sorted(loaded.report.mismatched)
         ['dense_1/bias', 'dense_1/kernel']
     """
-    given: Any = model
-    if not isinstance(given, Layer):
-        raise TypeError(
-            f"load: expected a layer after the path, got {type(given).__name__}."
-        )
+    file = path_of("load", path)
+    check_layer("load", model)
+    check_key(key, optional=True)
+    check_flags("load", strict=strict, cast=cast)
+    check_table("load: rename", rename, _RENAME)
     recorder = recorded(model, as_spec(spec))[1]
-    entries = read(Path(path), _format("load", path, format))
+    places = shardings_of(recorder, shardings)
+    entries = read(file, _format("load", file, format))
     wanted = list(wanted_of(_needs(recorder)))
     names = renamed(entries, rename or {}, wanted)
     found = compared(wanted, names, entries, cast)
     if strict and found.differences:
-        raise ValueError(found.message(os.fspath(path)))
-    arrays = fetched(wanted, found, shardings_of(recorder, shardings))
+        raise ValueError(found.message(str(file)))
+    arrays = fetched(wanted, found, places)
 
     def known(side: int, here: str, _: Any) -> Any:
         return arrays.get((side, here))
@@ -193,34 +202,40 @@ def load(
 
 def read(path: Path, format: Format) -> dict[str, Entry]:
     """The arrays of a file by their names in it."""
-    if format == "safetensors":
-        return shards.read(path)
-    if not path.exists():
-        raise FileNotFoundError(f"load: there is no file {path}.")
-    return npz.read(path) if format == "npz" else orbax.read(path)
+    return {"safetensors": shards.read, "npz": npz.read, "orbax": orbax.read}[format](
+        path
+    )
 
 
-def _format(verb: str, path: FilePath, format: Format | None) -> Format:
-    suffix = Path(path).suffix
-    if verb == "save" and suffix == ".json":
+def _format(verb: str, path: Path, format: Format | None) -> Format:
+    if verb == "save" and path.suffix == ".json":
         raise ValueError(
-            f"save: {os.fspath(path)!r} is the name of an index, which stands beside what "
+            f"save: {str(path)!r} is the name of an index, which stands beside what "
             "is saved. Call it .safetensors, .npz or .orbax."
         )
-    found = _SUFFIXES.get(suffix) if format is None else format
+    found = _SUFFIXES.get(path.suffix) if format is None else format
     if found is None or found not in _SUFFIXES.values():
         raise ValueError(
-            f"{verb}: {os.fspath(path)!r} is of no known format. Call it .safetensors, "
+            f"{verb}: {str(path)!r} is of no known format. Call it .safetensors, "
             ".npz or .orbax, or pass format='safetensors', 'npz' or 'orbax'."
         )
-    if format is None and verb == "load" and Path(path).is_dir():
-        if (Path(path) / "model.json").is_file():
-            raise ValueError(
-                f"load: {os.fspath(path)!r} is the folder of a whole model. "
-                "Read it with load_model."
-            )
-        return "orbax"
+    if verb == "load" and path.is_dir():
+        return _format_of_folder(path)
     return found
+
+
+def _format_of_folder(path: Path) -> Format:
+    if (path / "model.json").is_file():
+        raise ValueError(
+            f"load: {str(path)!r} is the folder of a whole model. "
+            "Read it with load_model."
+        )
+    if not orbax.is_checkpoint(path):
+        raise ValueError(
+            f"load: {str(path)!r} is a folder, and no orbax checkpoint. "
+            "Pass the file that is in it."
+        )
+    return "orbax"
 
 
 def _needs(recorder: Recorder) -> Iterator[tuple[int, str, Any]]:
@@ -286,16 +301,9 @@ def _array(wanted: Wanted, copies: list[Any], sharding: Any) -> Any:
         parts = [copies[i][index[wanted.copies :]] for i in numbers.reshape(-1)]
         return _stacked(parts, numbers.shape).astype(dtype)
 
-    return jax.make_array_from_callback(wanted.shape, _placed(sharding), piece)
+    return jax.make_array_from_callback(wanted.shape, sharding_of(sharding), piece)
 
 
 def _stacked(copies: list[Any], lead: tuple[int, ...]) -> Any:
     """Copies along leading axes; a single array as it is."""
     return np.stack(copies).reshape(*lead, *copies[0].shape) if lead else copies[0]
-
-
-def _placed(sharding: Any) -> Any:
-    """A sharding on devices: that of a PartitionSpec on the mesh that is set."""
-    if isinstance(sharding, jax.sharding.Sharding):
-        return sharding
-    return jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding)

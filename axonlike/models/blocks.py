@@ -128,6 +128,12 @@ def activation(kind: str, name: Any) -> Activation:
     return ACTIVATIONS[name]
 
 
+def architecture(config: Mapping[str, Any]) -> str | None:
+    """The class of transformers that a config is of, if it says so."""
+    names = config.get("architectures") or [None]
+    return names[0]
+
+
 def num_labels(config: Mapping[str, Any]) -> int:
     """How many labels a classifier has, by its config."""
     return config.get("num_labels", len(config.get("id2label") or "ab"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from axonlike.combinators.basic import serial
 from axonlike.combinators.lifted import repeat
 from axonlike.combinators.tying import tie
 from axonlike.io.mapping import fuse, mapping, split, tied
-from axonlike.layer import layer
+from axonlike.layer import Layer, layer
 from axonlike.layers.attention import attention
 from axonlike.layers.dropout import dropout
 from axonlike.layers.embed import embedding
@@ -25,12 +25,18 @@ from axonlike.layers.positions import learned_positions, rotary
 from axonlike.models.blocks import (
     Activation,
     activation,
+    architecture,
     mlp,
     pre_norm,
     refuse,
 )
 
-_HEAD = {"head/kernel": "embed/embedding"}
+
+def _with_head(model: Layer, vocab_size: int, *, tied: bool) -> Layer:
+    """A model and the logits of each token, by weights of their own or the embedding's."""
+    whole = model >> serial(head=dense(vocab_size, use_bias=False))
+    pairs = {"head/kernel": "embed/embedding"}
+    return tie(whole, pairs, transpose=True) if tied else whole
 
 
 @layer
@@ -46,6 +52,7 @@ def gpt2(
     epsilon: float = 1e-5,
     dropout_rate: float = 0.0,
     cache_length: int | None = None,
+    head: bool = True,
     stacked: bool = True,
     name: str | None = None,
 ) -> Any:
@@ -64,11 +71,14 @@ def gpt2(
             attention; training only.
         cache_length: how many tokens can be decoded one by one, as `generate` does;
             None: no cache.
+        head: whether there are logits, by the embedding's weights; or a vector for each
+            token.
         stacked: whether the blocks are one scan over stacked params.
 
     Shapes:
-        input: `(batch, time)`, token ids.
-        output: `(batch, time, vocab_size)`.
+        input: `(batch, time)`, token ids. No token sees those after it, so texts of
+            different lengths are filled up at their ends, with any id.
+        output: `(batch, time, vocab_size)`, or `(batch, time, features)`.
 
     Raises:
         ValueError: a size is not a positive int, or heads do not divide the width.
@@ -89,7 +99,8 @@ def gpt2(
         dropout_rate=dropout_rate,
         cache_length=cache_length,
     )
-    inner = mlp(hidden_features or 4 * features, features, activation)
+    hidden = 4 * features if hidden_features is None else hidden_features
+    inner = mlp(hidden, features, activation)
     block = pre_norm(layer_norm(epsilon=epsilon), attn, inner, dropout_rate)
     counts = cache_length is not None
     model = serial(
@@ -98,9 +109,8 @@ def gpt2(
         dropout=dropout(dropout_rate),
         blocks=repeat(block, num_layers, stacked=stacked),
         norm=layer_norm(epsilon=epsilon),
-        head=dense(vocab_size, use_bias=False),
     )
-    return tie(model, _HEAD, transpose=True)
+    return _with_head(model, vocab_size, tied=True) if head else model
 
 
 _AS_IT_IS = {"weight": "kernel", "bias": "bias"}
@@ -141,6 +151,7 @@ def gpt2_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_features": config.get("n_inner"),
         "activation": activation("gpt2", config.get("activation_function", "gelu_new")),
         "epsilon": config.get("layer_norm_epsilon", 1e-5),
+        "head": architecture(config) != "GPT2Model",
     }
 
 
@@ -162,6 +173,7 @@ def llama(
     tied: bool = False,
     dropout_rate: float = 0.0,
     cache_length: int | None = None,
+    head: bool = True,
     stacked: bool = True,
     name: str | None = None,
 ) -> Any:
@@ -186,11 +198,13 @@ def llama(
             training only.
         cache_length: how many tokens can be decoded one by one, as `generate` does;
             None: no cache.
+        head: whether there are logits; or a vector for each token.
         stacked: whether the blocks are one scan over stacked params.
 
     Shapes:
-        input: `(batch, time)`, token ids.
-        output: `(batch, time, vocab_size)`.
+        input: `(batch, time)`, token ids. No token sees those after it, so texts of
+            different lengths are filled up at their ends, with any id.
+        output: `(batch, time, vocab_size)`, or `(batch, time, features)`.
 
     Raises:
         ValueError: a size is not a positive int, heads do not divide, or there is no
@@ -227,9 +241,8 @@ def llama(
         embed=embedding(vocab_size, features),
         blocks=repeat(block, num_layers, stacked=stacked),
         norm=rms_norm(epsilon=epsilon),
-        head=dense(vocab_size, use_bias=False),
     )
-    return tie(model, _HEAD, transpose=True) if tied else model
+    return _with_head(model, vocab_size, tied=tied) if head else model
 
 
 LLAMA = mapping(
@@ -248,6 +261,7 @@ LLAMA = mapping(
         "model.norm": "norm",
         "lm_head": "head",
     },
+    prefix="model.",
     ignore=("*.rotary_emb.inv_freq",),
 )
 
@@ -255,9 +269,7 @@ LLAMA = mapping(
 def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `llama` that a config of transformers stands for."""
     refuse("llama", config, {"hidden_act": "silu", "partial_rotary_factor": 1.0})
-    rope: Mapping[str, Any] = (
-        config.get("rope_parameters") or config.get("rope_scaling") or {}
-    )
+    rope: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
     refuse("llama", rope, {"partial_rotary_factor": 1.0})
     return {
         "vocab_size": config.get("vocab_size", 32000),
@@ -273,11 +285,17 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "use_attention_bias": config.get("attention_bias", False),
         "use_mlp_bias": config.get("mlp_bias", False),
         "tied": config.get("tie_word_embeddings", False),
+        "head": architecture(config) != "LlamaModel",
     }
 
 
-def _frequencies(rope: Mapping[str, Any]) -> Any:
+def _frequencies(rope: Any) -> Any:
     """The function of the angles of rotary positions that a scaling stands for."""
+    if not isinstance(rope, Mapping):
+        raise ValueError(
+            f"llama: scaling: expected a dict with a 'rope_type', got {rope!r}."
+        )
+    rope = cast("Mapping[str, Any]", rope)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None

@@ -23,6 +23,7 @@ from axonlike.layers.scale import bias
 from axonlike.models.blocks import (
     Activation,
     activation,
+    architecture,
     exact_gelu,
     first_token,
     full_mask,
@@ -182,7 +183,8 @@ BERT = mapping(
         "classifier": "classifier",
     },
     prefix="bert.",
-    ignore=("*.position_ids",),
+    ignore=("*.position_ids", "cls.seq_relationship.*"),
+    older={"gamma": "weight", "beta": "bias"},
 )
 
 
@@ -213,7 +215,7 @@ def _bert_head(config: Mapping[str, Any]) -> str:
         "BertForMaskedLM": "masked_lm",
         "BertForSequenceClassification": "classifier",
     }
-    name = (config.get("architectures") or ["BertModel"])[0]
+    name = architecture(config) or "BertModel"
     if name not in heads:
         raise unknown("bert", "architectures", name, f"one of {', '.join(heads)}")
     return heads[name]

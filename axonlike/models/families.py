@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from axonlike.errors import nearest
+from axonlike.io.given import check_layer, path_of
 from axonlike.io.mapping import WeightMapping
 from axonlike.io.notes import loads
 from axonlike.layer import Layer
 from axonlike.models import decoders, encoders, recurrent, vision
 from axonlike.spec import spec as as_spec
-from axonlike.types import Params, PyTree, State
+from axonlike.types import Key, Params, PyTree, State
 
 
 class Family(NamedTuple):
@@ -27,19 +27,15 @@ class Family(NamedTuple):
 
 
 _LABELS = ("num_labels", (None,))
+_LOGITS = ("head", (False,))
 
 FAMILIES = {
     "bert": Family(
         encoders.bert, encoders.BERT, encoders.bert_options, ("head", (None, "pooler"))
     ),
-    "gpt2": Family(decoders.gpt2, decoders.GPT2, decoders.gpt2_options),
-    "llama": Family(decoders.llama, decoders.LLAMA, decoders.llama_options),
-    "resnet": Family(
-        vision.resnet,
-        vision.RESNET,
-        vision.resnet_options,
-        _LABELS,
-    ),
+    "gpt2": Family(decoders.gpt2, decoders.GPT2, decoders.gpt2_options, _LOGITS),
+    "llama": Family(decoders.llama, decoders.LLAMA, decoders.llama_options, _LOGITS),
+    "resnet": Family(vision.resnet, vision.RESNET, vision.resnet_options, _LABELS),
     "stacked_gru": Family(recurrent.stacked_gru, recurrent.RECURRENT),
     "stacked_lstm": Family(recurrent.stacked_lstm, recurrent.RECURRENT),
     "transformer_encoder": Family(
@@ -71,6 +67,7 @@ def mapping_of(model: Layer) -> WeightMapping:
         >>> import axonlike as al
         >>> names = al.models.mapping_of(al.models.stacked_gru(8))
     """
+    check_layer("mapping_of", model)
     if model.kind not in FAMILIES:
         raise ValueError(
             f"mapping_of: {model.headline} is no model of al.models. "
@@ -112,7 +109,15 @@ def from_config(config: Config, **options: Any) -> Layer:
             f"from_config: model_type should be one of {', '.join(known)}, got {kind!r}."
         )
     family = known[kind]
-    made = cast("Callable[..., dict[str, Any]]", family.options)(found)
+    read = cast("Callable[..., dict[str, Any]]", family.options)
+    try:
+        made = read(found)
+    except (TypeError, AttributeError, LookupError) as error:
+        # What is in a file may be of any type; those of transformers are what is read.
+        raise ValueError(
+            f"from_config: an option of this {kind} is not what transformers writes: "
+            f"{error}."
+        ) from error
     return family.factory(**{**made, **options})
 
 
@@ -121,6 +126,9 @@ def pretrained(
     *,
     spec: PyTree = None,
     dtype: Any = None,
+    strict: bool = True,
+    key: Key | None = None,
+    shardings: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Layer, Params, State]:
     """The model in a folder that `save_pretrained` of transformers wrote.
@@ -130,6 +138,10 @@ def pretrained(
         spec: of the input; None: any batch of any length, or images as the config says. A
             model with a cache needs a batch of known size: `al.spec("1 t", int)`.
         dtype: of the params, as for the `load` of a mapping.
+        strict: likewise; False for a folder that holds more than the model, such as a
+            second head.
+        key: likewise, for what the folder lacks.
+        shardings: likewise.
         options: of the model, in place of what the config says.
 
     Returns:
@@ -152,14 +164,15 @@ def pretrained(
     config = _read(folder)
     model = from_config(config, **options)
     spec = _spec(model, config) if spec is None else spec
-    params, state = mapping_of(model).load(folder, model, spec, dtype=dtype)
-    return model, params, state
+    how: dict[str, Any] = {"dtype": dtype, "strict": strict, "key": key}
+    names = mapping_of(model)
+    return model, *names.load(folder, model, spec, **how, shardings=shardings)
 
 
 def _spec(model: Layer, config: Mapping[str, Any]) -> Any:
     if model.kind in ("vit", "resnet"):
-        size = config.get("image_size", 224)
-        return as_spec(f"b {size} {size} {config.get('num_channels', 3)}")
+        sizes = *vision.image_size(config), config.get("num_channels", 3)
+        return as_spec(" ".join(map(str, ("b", *sizes))))
     return as_spec("b 1", int)
 
 
@@ -167,7 +180,7 @@ def _read(config: Config) -> Mapping[str, Any]:
     """A config, of a dict or a file."""
     if isinstance(config, Mapping):
         return config
-    path = Path(config)
+    path = path_of("from_config", config)
     path = path if path.suffix == ".json" else path / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"from_config: there is no {path.as_posix()}.")

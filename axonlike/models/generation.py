@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from axonlike.errors import ShapeError
+from axonlike.io.given import check_layer
 from axonlike.layer import Layer
 from axonlike.layers.checks import positive
 from axonlike.layers.kv_cache import kv_cache
@@ -27,6 +28,7 @@ def generate(
     tokens: Array,
     steps: int,
     *,
+    lengths: Array | None = None,
     temperature: float = 0.0,
     key: Key | None = None,
 ) -> Array:
@@ -42,18 +44,24 @@ def generate(
         state: as `init` made it, with empty caches; or as `apply` did, to go on.
         tokens: the prompt.
         steps: how many tokens to write; positive.
+        lengths: how long each prompt is, where some are shorter; they are filled up at
+            their ends, with any id, and text is written in place of that. None: all are
+            as long as `tokens`.
         temperature: 0 for the most likely token, else by chance: logits are divided by
             it.
         key: for chance.
 
     Shapes:
         tokens: `(batch, time)`, integers; `init` saw the same batch.
-        output: `(batch, time + steps)`, int32 if the prompt is of less.
+        lengths: `(batch,)`, integers from 1 to `time`.
+        output: `(batch, time + steps)`, int32 if the prompt is of less; a prompt that is
+            shorter by 3 gets `steps + 3` tokens.
 
     Raises:
         ValueError: the model has no cache, or a smaller one than is needed, or fewer
             positions; or there is a temperature without a key.
-        ShapeError: the prompt is no batch of tokens, or empty.
+        ShapeError: the prompt is no batch of tokens, or empty, or lengths are not those
+            of its prompts.
 
     Example:
         >>> import jax, jax.numpy as jnp, axonlike as al
@@ -65,10 +73,15 @@ def generate(
         (1, 8)
     """
     _check(model, state, tokens, steps, temperature, key)
+    start = tokens.shape[1] if lengths is None else _shortest(tokens, lengths)
     tokens = jnp.asarray(tokens)
     if tokens.dtype.itemsize < 4:  # few ids fit into less
         tokens = tokens.astype(jnp.int32)
-    keys = jax.random.split(jax.random.key(0) if key is None else key, steps)
+    count = tokens.shape[1] - start + steps
+    keys = jax.random.split(jax.random.key(0) if key is None else key, count)
+    rest = jnp.pad(tokens[:, start:], ((0, 0), (0, steps))).T
+    ends = jnp.asarray(tokens.shape[1] if lengths is None else lengths, jnp.int32)
+    given = jnp.arange(start, start + count)[:, None] < ends.reshape(1, -1)
 
     def chosen(logits: Array, key: Key) -> Array:
         last = logits[:, -1]
@@ -77,31 +90,50 @@ def generate(
         drawn = jax.random.categorical(key, last / temperature)
         return drawn.astype(tokens.dtype)
 
-    def decoded(state: State, tokens: Array, key: Key) -> tuple[State, Array]:
+    def decoded(state: State, tokens: Array, at: Any) -> tuple[State, Array]:
+        key, own, is_own = at
         logits, state = model.apply(params, state, tokens, options={"decode": True})
-        return state, chosen(logits, key)
+        return state, jnp.where(is_own, own, chosen(logits, key))
 
-    def step(carry: Any, key: Key) -> tuple[Any, Array]:
-        state, token = decoded(carry[0], carry[1][:, None], key)
+    def step(carry: Any, at: Any) -> tuple[Any, Array]:
+        state, token = decoded(carry[0], carry[1][:, None], at)
         return (state, token), token
 
-    first = decoded(state, tokens, keys[0])
-    _, more = jax.lax.scan(step, first, keys[1:])
+    first = decoded(state, tokens[:, :start], (keys[0], rest[0], given[0]))
+    _, more = jax.lax.scan(step, first, (keys[1:], rest[1:], given[1:]))
     written = jnp.concatenate([first[1][None], more])
-    return jnp.concatenate([tokens, written.T], 1)
+    return jnp.concatenate([tokens[:, :start], written.T], 1)
+
+
+def _shortest(tokens: Any, lengths: Any) -> int:
+    """How many tokens all prompts have; inside of `jit`, which does not tell, one."""
+    shape, dtype = np.shape(lengths), jnp.result_type(lengths)
+    if not jnp.issubdtype(dtype, np.integer) or shape != tokens.shape[:1]:
+        expected = f"lengths of {tokens.shape[0]} prompts, (batch,), integers"
+        raise ShapeError("generate", expected, f"{dtype}[{', '.join(map(str, shape))}]")
+    if isinstance(lengths, Tracer):
+        return 1
+    known = np.asarray(lengths)
+    if not (known.min() >= 1 and known.max() <= tokens.shape[1]):
+        raise ValueError(
+            f"generate: lengths must be from 1 to {tokens.shape[1]}, the time of tokens."
+        )
+    return int(known.min())
 
 
 def _check(
     model: Layer, state: State, tokens: Any, steps: int, temperature: float, key: Any
 ) -> None:
+    check_layer("generate", model)
     positive("generate", steps=steps)
     ids = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, np.integer)
     if not ids or tokens.shape[1] < 1:
         hint = "Pass at least one token: tokens[None] for one sequence."
         raise ShapeError("generate", "token ids, (batch, time)", show(tokens), hint)
-    if not temperature >= 0 or (temperature and key is None):
+    number = isinstance(temperature, (int, float, np.number))
+    if not number or not temperature >= 0 or (temperature and key is None):
         raise ValueError(
-            f"generate: temperature must be 0, or positive with a key, got {temperature} "
+            f"generate: temperature must be 0, or positive with a key, got {temperature!r} "
             f"and {'no key' if key is None else 'a key'}."
         )
     needed = _kept(state) + tokens.shape[1] + steps - 1

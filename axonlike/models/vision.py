@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 
@@ -15,6 +15,7 @@ from axonlike.io.mapping import mapping
 from axonlike.layer import Layer, layer
 from axonlike.layers.attention import attention
 from axonlike.layers.batch_norm import batch_norm
+from axonlike.layers.checks import is_int, positive
 from axonlike.layers.conv import conv
 from axonlike.layers.dropout import dropout
 from axonlike.layers.linear import dense
@@ -26,6 +27,7 @@ from axonlike.layers.vision import class_token, patch_embedding
 from axonlike.models.blocks import (
     Activation,
     activation,
+    architecture,
     exact_gelu,
     first_token,
     mlp,
@@ -92,6 +94,12 @@ def resnet(
         raise ValueError(
             f"resnet: block must be 'basic' or 'bottleneck', got {block!r}."
         )
+    for option, sizes in {"widths": widths, "depths": depths}.items():
+        several = isinstance(sizes, (list, tuple))
+        if not several or not all(is_int(n) and n > 0 for n in sizes):
+            raise ValueError(
+                f"resnet: {option} must be a list of positive ints, got {sizes!r}."
+            )
     if len(widths) != len(depths) or not depths:
         raise ValueError(
             f"resnet: widths and depths need one number for each stage, got {widths} and "
@@ -176,7 +184,7 @@ RESNET = mapping(
 def resnet_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `resnet` that a config of transformers stands for."""
     refuse("resnet", config, {"hidden_act": "relu"})  # theirs is relu inside of blocks
-    classifies = (config.get("architectures") or [""])[0] != "ResNetModel"
+    classifies = architecture(config) != "ResNetModel"
     return {
         "embedding_size": config.get("embedding_size", 64),
         "widths": tuple(config.get("hidden_sizes", (256, 512, 1024, 2048))),
@@ -241,6 +249,7 @@ def vit(
     References:
         Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021.
     """
+    positive("vit", num_patches=num_patches)
     attn = attention(
         num_heads, dropout_rate=dropout_rate, use_bias=use_qkv_bias, use_out_bias=True
     )
@@ -295,10 +304,21 @@ VIT = mapping(
 )
 
 
+def image_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """The height and width of a config's images: one number says both."""
+    size = config.get("image_size", 224)
+    sides: list[Any] = [size, size]
+    if isinstance(size, (list, tuple)):
+        sides = list(cast("list[Any]", size))
+    if len(sides) != 2 or not all(map(is_int, sides)):
+        raise TypeError(f"image_size should be one number or two, got {size!r}")
+    return sides[0], sides[1]
+
+
 def vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `vit` that a config of transformers stands for."""
-    size, patch = config.get("image_size", 224), config.get("patch_size", 16)
-    classifies = (config.get("architectures") or [""])[0] != "ViTModel"
+    (height, width), patch = image_size(config), config.get("patch_size", 16)
+    classifies = architecture(config) != "ViTModel"
     return {
         "patch_size": patch,
         "features": config.get("hidden_size", 768),
@@ -308,6 +328,6 @@ def vit_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "activation": activation("vit", config.get("hidden_act", "gelu")),
         "epsilon": config.get("layer_norm_eps", 1e-12),
         "use_qkv_bias": config.get("qkv_bias", True),
-        "num_patches": (size // patch) ** 2,
+        "num_patches": (height // patch) * (width // patch),
         "num_labels": num_labels(config) if classifies else None,
     }
