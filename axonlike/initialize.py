@@ -16,6 +16,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec, Sharding
 
 from axonlike.blame import hide, located
 from axonlike.errors import PathError, ShapeError
@@ -687,12 +688,23 @@ def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str,
     return {k: v for k, v in trees.items() if jax.tree.leaves(v)}
 
 
+_SHARDINGS = "a dict, {selector: PartitionSpec or Sharding}"
+
+
 def shardings_of(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str, Any]:
     """The sharding of each array that a rule means, by its path."""
     leaves = recorder.leaves.values()
     items = [item for leaf in leaves for side in arrays_of(leaf) for item in side]
     found: dict[str, Any] = {}
-    for selector, sharding in (rules or {}).items():
+    given: Any = {} if rules is None else rules
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"shardings: expected {_SHARDINGS}, got {type(given).__name__}."
+        )
+    for selector, sharding in cast("Mapping[Any, Any]", given).items():
+        if not isinstance(sharding, (Sharding, PartitionSpec)):
+            got = f"{type(sharding).__name__} for {selector!r}"
+            raise TypeError(f"shardings: expected {_SHARDINGS}, got {got}.")
         chosen = choose("shardings", selector, items, None)
         for (path, spec), copies in zip(items, chosen, strict=True):
             if whole(copies, "shardings", path, spec):
