@@ -205,6 +205,52 @@ def test_the_step_of_a_recurrence_is_told():
     )
 
 
+@al.layer
+def summed_roots():
+    """Adds up roots: NaN of a number below 0, an infinite gradient at 0."""
+
+    def init(key, carry, x):
+        return {"scale": jnp.ones(x.shape[-1:])}
+
+    def apply(params, carry, x):
+        y = jnp.sqrt(x * jnp.broadcast_to(params["scale"], x.shape))
+        return carry + y, y
+
+    return al.Cell(init, apply, jnp.zeros_like)
+
+
+ROOTS = al.scan(summed_roots())
+MAPPED = al.vmap(al.vmap(al.remat(al.lift(jnp.sqrt))))
+BACK = al.scan(summed_roots(), reverse=True)
+# layer: (it, where the forward pass is spoilt first, where the backward pass)
+IN_SCANS = {
+    "scan": (ROOTS, ("rnn", (5,)), ("rnn", (5,))),
+    "remat": (al.remat(ROOTS), ("rnn", (5,)), ("rnn", (5,))),
+    "reverse": (BACK, ("rnn", (5,)), ("rnn", (5,))),
+    # the other one sees it as the fourth of nine steps
+    "both": (al.bidirectional(ROOTS), ("rnn/forward", (5,)), ("rnn/backward", (3,))),
+    "copies": (
+        al.repeat(ROOTS >> jnp.asarray, 2),
+        ("rnn/0/summed_roots", (5,)),
+        ("rnn/1/summed_roots", (5,)),
+    ),
+    "members": (al.ensemble(ROOTS, 2), ("rnn/0", (5,)), ("rnn/1", (5,))),
+    "vmap": (MAPPED, ("rnn", (1, 5)), ("rnn", (1, 5))),
+}
+
+
+@pytest.mark.parametrize("name", IN_SCANS)
+def test_the_step_is_told_of_both_passes(name):
+    layer, forward, backward = IN_SCANS[name]
+    model, x = al.serial(rnn=layer), jnp.ones((2, 9, 3))
+    params, state = model.init(KEY, x)
+    for value, wanted, what in ((-1.0, forward, "nan"), (0.0, backward, "inf")):
+        spoilt = x.at[1, 5, 2].set(value)
+        found = al.locate_nonfinite(model, params, state, spoilt).first
+        assert (found.path, found.iteration, found.what) == (*wanted, what)
+        assert found.direction == ("forward" if what == "nan" else "backward")
+
+
 def test_the_step_inside_of_a_layer_of_the_catalogue():
     model = al.serial(embed=al.dense(3), rnn=al.gru(4), head=al.dense(2))
     x = jnp.ones((2, 7, 3))

@@ -125,9 +125,8 @@ def test_costs_are_linear_in_the_number_of_copies(stacked):
         return [table.total(what) for what in ("params", "flops", "kept")]
 
     one, two, thirty = costs(1), costs(2), costs(30)
-    params, flops, _ = [b - a for a, b in zip(one, two, strict=True)]
-    assert thirty[0] == one[0] + 29 * params
-    assert thirty[1] == one[1] + 29 * flops
+    each = [b - a for a, b in zip(one, two, strict=True)]
+    assert thirty == [a + 29 * more for a, more in zip(one, each, strict=True)]
 
 
 def test_stacked_and_unrolled_copies_cost_the_same():
@@ -142,26 +141,6 @@ def test_stacked_and_unrolled_copies_cost_the_same():
 def test_costs_of_a_recurrent_layer_are_linear_in_time():
     one, two, nine = (flops_of(al.gru(4), f"2 {t} 3") for t in (1, 2, 9))
     assert nine - one == 8 * (two - one)
-
-
-@pytest.mark.parametrize(
-    ("wrapped", "times"),
-    [
-        (al.ensemble(al.dense(8), 3), 3),
-        (al.repeat(al.dense(8), 3, tied=True), 3),
-        (al.repeat(al.dense(8), 4, unroll=2), 4),
-        (al.repeat(al.dense(8), 4, remat=True), 4),
-        (al.remat(al.dense(8)), 1),
-        (al.frozen(al.dense(8)), 1),
-        (al.vmap(al.dense(8), in_axes=1), 1),
-        (al.cond(lambda x: x[0, 0, 0] > 0, al.dense(8), al.identity), 1),
-        (al.scan(al.rnn_cell(8)), None),
-    ],
-)
-def test_costs_are_found_inside_of_every_combinator(wrapped, times):
-    once = 2 * 10 * 8 * 8 + 10 * 8
-    found = flops_of(wrapped)
-    assert found == (times * once if times else 10 * (2 * 16 * 8 + 3 * 8))
 
 
 def test_a_layer_that_is_called_twice_costs_twice_and_is_counted_once():
@@ -308,7 +287,10 @@ print(table.total("params"), seconds, peak())
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="Only Linux tells the peak memory of one process without its parent's.",
+)
 @pytest.mark.parametrize("storage", ["stacked", "unrolled"])
 def test_a_model_of_a_billion_params_is_tabulated_at_once(storage):
     """In less than 2 seconds and 500 MB, all of Python included."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from axonlike.inspect.probe import INPUT, Entry
+from axonlike.inspect.probe import INPUT, Entry, Loop
 from axonlike.selector import at
 
 _MOST_LISTED = 8
@@ -281,24 +281,30 @@ def _passes(entry: Entry | None, row: Row, index: tuple[int, ...]) -> tuple[int,
     if row.entry is not None or entry is None:
         return index
     left = list(index)
-    return tuple(left.pop(0) if copies and left else -1 for _, copies in entry.loops)
+    return tuple(left.pop(0) if loop.copies and left else -1 for loop in entry.loops)
 
 
 def _moment(entry: Entry | None, passes: tuple[int, ...]) -> tuple[float, ...]:
     """When a pass comes to a layer: the places of its loops and the passes, in turn."""
     if entry is None:
         return (-1,)
-    starts = [start for start, _ in entry.loops]
-    both = zip(starts, passes, strict=False)
+    pairs = zip(entry.loops, passes, strict=False)
+    both = ((loop.start, _turn(loop, number)) for loop, number in pairs)
     return (*(number for pair in both for number in pair), entry.order)
+
+
+def _turn(loop: Loop, number: int) -> float:
+    """When a pass comes in its loop; before all, of what is of all passes."""
+    if number < 0:
+        return -math.inf
+    return -number if loop.backwards else number
 
 
 def _place(entry: Entry, passes: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     """The path with the numbers of the copies, and the passes that are of no copies."""
-    loops = [copies for _, copies in entry.loops]
-    pairs = list(zip(loops, passes, strict=False))
-    numbers = tuple(number for copies, number in pairs if copies)
-    rest = tuple(number for copies, number in pairs if not copies)
+    pairs = list(zip(entry.loops, passes, strict=False))
+    numbers = tuple(number for loop, number in pairs if loop.copies)
+    rest = tuple(number for loop, number in pairs if not loop.copies)
     return at(entry.site, numbers), rest
 
 
@@ -308,7 +314,7 @@ def _silent(
     """The units of each copy that are zero in all other passes too; of none, none."""
     if not numbers.size:
         return
-    others = tuple(i for i, (_, copies) in enumerate(entry.loops) if not copies)
+    others = tuple(i for i, loop in enumerate(entry.loops) if not loop.copies)
     units = np.asarray((numbers > 0).all(axis=others))
     for index in np.ndindex(*units.shape[:-1]):
         yield at(entry.site, index), units[index]

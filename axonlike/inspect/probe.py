@@ -13,12 +13,25 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from axonlike.combinators.over_time import scan
 from axonlike.frame import Frame
+from axonlike.layer import Layer
 from axonlike.types import Array, PyTree
 
 INPUT, OUTPUT = "input", "output"
 SILENT = " silent"
 """What follows the key of a layer's output, for which of its units are always zero."""
+
+
+class Loop(NamedTuple):
+    """A loop around a layer's call."""
+
+    start: int
+    """The place of the call that runs it."""
+    copies: bool
+    """Whether it is over copies, which have numbers in paths."""
+    backwards: bool
+    """Whether its last pass is the first that runs."""
 
 
 class Entry(NamedTuple):
@@ -32,8 +45,8 @@ class Entry(NamedTuple):
     leaf: bool
     order: int
     """Its place among all, in the order of the run."""
-    loops: tuple[tuple[int, bool], ...]
-    """The loops around it, outermost first: where each begins, whether over copies."""
+    loops: tuple[Loop, ...]
+    """Those around it, outermost first."""
     parent: int
     """The place of the call that it is part of; -1: of none."""
 
@@ -42,6 +55,7 @@ class _Call(NamedTuple):
     """A layer's call that has not returned."""
 
     entry: Entry
+    layer: Layer
     passes: int
     stars: int
     place: tuple[Any, ...]
@@ -81,13 +95,16 @@ class Probe:
         above = self._calls[-1] if self._calls else None
         loops = above.entry.loops if above else ()
         if above and passes > above.passes:
-            loops = (*loops, (above.entry.order, stars > above.stars))
+            plain = above.layer.plain
+            backwards = plain.factory is scan and plain.config["reverse"]
+            copies = stars > above.stars
+            loops = (*loops, Loop(above.entry.order, copies, backwards))
         entry = Entry(
             frame.site, INPUT, frame.layer.headline, method, not frame.layer.children,
             0, loops, above.entry.order if above else -1,
         )  # fmt: skip
         place = (frame.site, len(self._calls), id(frame.places), method)
-        return _Call(self._known(place, entry)[1], passes, stars, place)
+        return _Call(self._known(place, entry)[1], frame.layer, passes, stars, place)
 
     def _known(self, place: tuple[Any, ...], entry: Entry) -> tuple[str, Entry]:
         """One end of a call, by the same name however often it is traced."""
@@ -120,7 +137,7 @@ class Probe:
 
 def _has_units(leaf: Array, entry: Entry) -> bool:
     """Whether there are examples: on an axis, or each a pass of what is mapped."""
-    mapped = any(not copies for _, copies in entry.loops)
+    mapped = any(not loop.copies for loop in entry.loops)
     return leaf.size > 0 and leaf.ndim + mapped > 1
 
 
