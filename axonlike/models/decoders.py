@@ -270,6 +270,7 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `llama` that a config of transformers stands for."""
     refuse("llama", config, {"hidden_act": "silu", "partial_rotary_factor": 1.0})
     rope: Any = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaled = _frequencies(rope) is not None
     refuse("llama", rope, {"partial_rotary_factor": 1.0})
     return {
         "vocab_size": config.get("vocab_size", 32000),
@@ -280,7 +281,7 @@ def llama_options(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_kv_heads": config.get("num_key_value_heads"),
         "head_dim": config.get("head_dim"),
         "theta": rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
-        "scaling": rope if _frequencies(rope) is not None else None,
+        "scaling": rope if scaled else None,
         "epsilon": config.get("rms_norm_eps", 1e-6),
         "use_attention_bias": config.get("attention_bias", False),
         "use_mlp_bias": config.get("mlp_bias", False),
