@@ -27,6 +27,7 @@ from axonlike.deferred import (
     token,
 )
 from axonlike.edits import (
+    Axis,
     check_not_empty,
     edited,
     is_traced,
@@ -47,13 +48,18 @@ from axonlike.sites import (
     Points,
     Step,
     Target,
+    emitted,
+    is_met,
+    is_one,
+    may_mean_more,
     places,
     points_of,
     resolve,
     segments,
+    spelled,
     within,
 )
-from axonlike.taps import Taps, ran
+from axonlike.taps import Taps, is_mark, ran
 
 _MOST_COMPILED = 64
 """How many compilations a model remembers, so that equal ones are traced once."""
@@ -171,13 +177,23 @@ class _Env:
             args = list(map(self.value, node.args))
             kwargs = {name: self.value(item) for name, item in node.kwargs.items()}
             if node.function is operator.getitem:
-                return part_of(*args)
+                return self._part(node, *args)
             return node.function(*args, **kwargs)
         if isinstance(node, Site):
             found = self.readers[node]
             values = {path: self._read(node, path, r) for path, r in found.items()}
-            return values.popitem()[1] if is_one(node, found) else values
+            targets = {path: r.target for path, r in found.items()}
+            return values.popitem()[1] if is_one(node.path, targets) else values
         raise TypeError(f"deferred: expected an expression, got {node!r}.")
+
+    def _part(self, node: Op, value: Any, index: Any) -> Any:
+        """A part of a value; of what a glob means, that of each, or one by its path."""
+        site, indices = base(node) or (None, ())
+        if site is not None and not any(isinstance(i, str) for i in indices):
+            found = {path: r.target for path, r in self.readers[site].items()}
+            if not is_one(site.path, found):
+                return {path: part_of(each, index) for path, each in value.items()}
+        return part_of(value, index)
 
     def _read(self, node: Site, path: str, reader: _Reader) -> Any:
         """What a site holds; where it did not run, what is to be in its place."""
@@ -204,23 +220,12 @@ class _Env:
                 "comes before its target and its copies. Write .map(function) for the "
                 "target's own value, on('name', ...) for that of another run."
             )
-        hint = "The run did not come to it: nothing calls it there."
-        return PathError("activation", path, self.known(), hint)
+        return _unmet(path, self.known())
 
     def _ran(self, site: str) -> Any:
         """Where a site ran: as the value there, of booleans."""
         everywhere = jax.tree.map(partial(jnp.ones_like, dtype=bool), self.taken[site])
         return self.taken.get(ran(site), everywhere)
-
-
-def is_one(node: Site, found: Mapping[str, Any]) -> bool:
-    """Whether a path means one site: its globs only choose copies."""
-    plain = "/".join("*" if not isinstance(s, str) else s for s in node.path)
-    return (
-        len(found) == 1
-        and not any(c in plain.replace("*", "") for c in "{}")
-        and ("**" not in plain)
-    )
 
 
 def _nodes(tree: Any, *, runs: bool = True) -> Iterator[Deferred]:
@@ -270,19 +275,13 @@ def _changed(
 ) -> Any:
     """What an edit makes of the value at its target."""
     indices = env.value(cast(Any, base(edit.target))[1])
-    axes = sum(_has_axis(axis, env) for axis in place.axes) + at.get("", 0)
-    if edit.verb == "copy" and at.get(""):
-        raise ValueError(
-            f"value_and_grads: {edit.target!r} is inside of a vmap, a scan or a tied "
-            "repeat, which runs it several times. Take the gradient for what goes in or "
-            "comes out of that."
-        )
-    indices = of_one_copy(repr(edit.target), value, indices, axes)
+    axes = _axes(place, env, at)
+    indices = of_one_copy(repr(edit.target), value, indices, len(axes))
     check_not_empty(repr(edit.target), value, indices)
-    return put(value, indices, lambda part: _part(edit, part, env, at, place))
+    return put(value, indices, lambda part: _part(edit, part, env, axes))
 
 
-def _part(edit: Edit, part: Any, env: _Env, at: Mapping[str, Any], place: Place) -> Any:
+def _part(edit: Edit, part: Any, env: _Env, axes: list[Axis]) -> Any:
     name = repr(edit.target)
     if edit.verb == "map":
         op = cast(Op, edit.value)
@@ -290,11 +289,7 @@ def _part(edit: Edit, part: Any, env: _Env, at: Mapping[str, Any], place: Place)
         kwargs = {name: env.value(item) for name, item in op.kwargs.items()}
         return replaced(name, part, op.function(part, *rest, **kwargs))
     operand = env.value(edit.value)
-    if edit.verb == "copy":  # one for each copy, along its leading axes
-        chosen = sum((_along(axis, env, at) for axis in place.axes), ())
-        operand = jax.tree.map(operator.itemgetter(chosen), operand)
-        return jax.tree.map(jnp.add, part, operand)
-    return edited(edit.verb, name, part, operand)
+    return edited(edit.verb, name, part, operand, axes)
 
 
 # --- the compiled function
@@ -485,21 +480,31 @@ class _Plan:
     """What one run of a model reads and edits."""
 
     def __init__(
-        self, model: Layer, reads: list[Site], edits: tuple[Edit, ...]
+        self,
+        model: Layer,
+        reads: list[Site],
+        edits: tuple[Edit, ...],
+        run: Iterable[str] = (),
     ) -> None:
-        self.model, self.edits = model, edits
-        found = {site: resolve(model, site.path) for site in reads}
-        targets = [
-            list(resolve(model, cast(Any, base(edit.target))[0].path).values())
-            for edit in edits
-        ]
+        self.model, self.asked, self.edits = model, reads, edits
+        found = {site: resolve(model, site.path, run) for site in reads}
+        paths = [cast(Any, base(edit.target))[0].path for edit in edits]
+        targets = [resolve(model, path, run) for path in paths]
+        every = {site.path: None for site in reads} | dict.fromkeys(paths)
+        self.is_open = not run and any(may_mean_more(model, path) for path in every)
         read = [t for each in found.values() for t in each.values()]
-        points = points_of(read, [t for each in targets for t in each])
+        points = points_of(read, [t for each in targets for t in each.values()])
         self.readers = {
             site: {path: _Reader(target, points) for path, target in each.items()}
             for site, each in found.items()
         }
-        self.places = [[p for t in each for p in places(t, points)] for each in targets]
+        self.places = [
+            {
+                "" if is_one(path, each) else name: list(places(target, points))
+                for name, target in each.items()
+            }
+            for path, each in zip(paths, targets, strict=True)
+        ]
         self.points = {site: tuple(sorted(numbers)) for site, numbers in points.items()}
         self.reads = _sites_of(self.readers.values())
         self.filled = _sites_of(
@@ -510,6 +515,11 @@ class _Plan:
         self, params: Any, state: Any, x: Any, key: Any, train: bool, env: _Env
     ) -> None:
         """Runs the model as far as it is read; what was taken goes into `env`."""
+        if self.is_open:
+            every = sites_of_run(self.model, params, state, x, key, train)
+            whole = _Plan(self.model, self.asked, self.edits, every)
+            whole.run(params, state, x, key, train, env)
+            return
         env.readers = self.readers
         applied: set[int] = set()
         indexed = _by_site(self.edits, self.places, env, applied)
@@ -523,23 +533,43 @@ class _Plan:
         taken: dict[str, Any] = {}
         env.taken = taken
         if self.reads or self.edits:
-            env.known = partial(_known, self.model, x)
+            env.known = partial(sites_of_run, self.model, params, state, x, key, train)
             env.running = True
             evaluate(self.model, params, state, x, Run(key, train, taps=taps), taken)
             env.running = False
         for i, edit in enumerate(self.edits):
             if i not in applied:
+                self._check_met(i, env.known)
                 raise NoEffectError(
                     i, f"edits: {edit!r} has no effect: what is read does not need it, or "
                     "comes before it. Read something later, or leave it out.",
                 )  # fmt: skip
 
+    def _check_met(self, i: int, known: Callable[[], Iterable[str]]) -> None:
+        """Refuses to edit what no run comes to: what nothing emits, a use too many."""
+        sites = [place.site for each in self.places[i].values() for place in each]
+        certain = not emitted(self.model, sites) and not any("#" in s for s in sites)
+        if certain or is_met(sites, run := known()):
+            return
+        site, _ = cast(Any, base(self.edits[i].target))
+        raise _unmet("/".join(map(spelled, site.path)), run)
 
-def _known(model: Layer, x: Any) -> list[str]:
-    """Every site of a model, what its layers emit and second uses too."""
-    return list(
-        model.sites(jax.eval_shape(lambda: jax.tree.map(cast(Any, jnp.asarray), x)))
-    )
+
+def _unmet(path: str, run: Iterable[str]) -> PathError:
+    hint = "The run did not come to it: nothing calls it there."
+    return PathError("activation", path, run, hint)
+
+
+def sites_of_run(
+    model: Layer, params: Any, state: Any, x: Any, key: Any, train: bool
+) -> list[str]:
+    """Every site of a run, what layers emit and further uses too: on shapes alone."""
+
+    def run(params: Any, state: Any, x: Any) -> dict[str, Any]:
+        taps = Taps(every=True)
+        return evaluate(model, params, state, x, Run(key, train, taps=taps))[2]
+
+    return [s for s in jax.eval_shape(run, params, state, x) if not is_mark(s)]
 
 
 def _sites_of(readers: Iterable[Mapping[str, _Reader]]) -> frozenset[str]:
@@ -549,25 +579,46 @@ def _sites_of(readers: Iterable[Mapping[str, _Reader]]) -> frozenset[str]:
 
 
 def _by_site(
-    edits: tuple[Edit, ...], places: list[list[Place]], env: _Env, applied: set[int]
+    edits: tuple[Edit, ...],
+    places: list[dict[str, list[Place]]],
+    env: _Env,
+    applied: set[int],
 ) -> dict[str, tuple[Any, ...]]:
-    """What is done at each site, in the order of the edits."""
+    """What is done at each site, in the order of the edits; of a glob, by path."""
     found: dict[str, tuple[Any, ...]] = {}
     for i, (edit, each) in enumerate(zip(edits, places, strict=True)):
-        for place in each:
+        for path, its in each.items():
+            own = _at_path(edit, path, list(each))
+            for place in its:
 
-            def apply(
-                value: Any,
-                at: Mapping[str, Any],
-                i: int = i,
-                edit: Edit = edit,
-                place: Place = place,
-            ) -> Any:
-                applied.add(i)
-                return _conditional(edit, value, env, at, place)
+                def apply(
+                    value: Any,
+                    at: Mapping[str, Any],
+                    i: int = i,
+                    edit: Edit = own,
+                    place: Place = place,
+                ) -> Any:
+                    applied.add(i)
+                    return _conditional(edit, value, env, at, place)
 
-            found[place.site] = (*found.get(place.site, ()), apply)
+                found[place.site] = (*found.get(place.site, ()), apply)
     return found
+
+
+def _at_path(edit: Edit, path: str, every: list[str]) -> Edit:
+    """The edit of one activation out of those that a glob means."""
+    if not path or edit.verb == "map":
+        return edit
+    return edit._replace(value=Op(_own_or_same, (edit.value, path, every), {}))
+
+
+def _own_or_same(value: Any, path: str, every: list[str]) -> Any:
+    """What is for one path, of a dict by path as a glob is read; else the same for all."""
+    if type(value) is not dict or sorted(cast("dict[str, Any]", value)) != sorted(
+        every
+    ):
+        return cast(Any, value)
+    return cast("dict[str, Any]", value)[path]
 
 
 def _conditional(
@@ -602,18 +653,30 @@ def _holds_at(
     return chosen, jnp.all(numbers < condition.step.copies.number)
 
 
-def _along(axis: Condition, env: _Env, at: Mapping[str, Any]) -> tuple[Any, ...]:
+def _axes(place: Place, env: _Env, at: Mapping[str, Any]) -> list[Axis]:
+    """The axes that stand in front of what is read, the outermost first.
+
+    Those of chosen copies, and of the passes of what runs a layer several times.
+    """
+    found = [(_depth(site), 1, Axis(number, n)) for site, number, n in at.get("", ())]
+    for axis in place.axes:
+        for along in _along(axis, env, at):
+            found.append((_depth(axis.step.site), 0, along))
+    return [axis for *_, axis in sorted(found, key=operator.itemgetter(0, 1))]
+
+
+def _depth(site: str) -> int:
+    return len(site.split("/")) if site else 0
+
+
+def _along(axis: Condition, env: _Env, at: Mapping[str, Any]) -> list[Axis]:
     """Where this copy is along the axis of the chosen ones; one alone has no axis."""
     if axis.chosen is None:
-        return (_copy(axis, at),)
+        return [Axis(_copy(axis, at), axis.step.copies.number)]
     numbers = _numbers(axis.step, env.value(axis.chosen))
-    return (jnp.argmax(numbers == _copy(axis, at)),) if numbers.ndim else ()
-
-
-def _has_axis(axis: Condition, env: _Env) -> bool:
-    """Whether what is chosen is read with an axis in front: several, not a number."""
-    plain = axis.chosen is None or isinstance(axis.chosen, tuple)
-    return plain or jnp.ndim(env.value(axis.chosen)) > 0
+    if not numbers.ndim:
+        return []
+    return [Axis(jnp.argmax(numbers == _copy(axis, at)), numbers.shape[0])]
 
 
 def _copy(condition: Condition, at: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ what the expression needs and nothing else. Nothing here holds arrays of a model
 
 from __future__ import annotations
 
+import abc
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from axonlike import values
 from axonlike.layer import OPERATORS, Layer
-from axonlike.sites import resolve
+from axonlike.sites import resolve, spelled
 
 
 class _Unfilled:
@@ -32,7 +33,7 @@ UNFILLED = _Unfilled()
 """That nothing is in the place of an activation that does not run."""
 
 
-class Deferred:
+class Deferred(abc.ABC):
     """A value inside a run of a model: immutable, without arrays, not computed yet.
 
     Arithmetic, comparisons (but `==`), indexing and the methods of arrays make further
@@ -50,9 +51,9 @@ class Deferred:
     __iter__ = None
 
     @property
+    @abc.abstractmethod
     def parts(self) -> tuple[Any, ...]:
         """What the expression is made of, in order."""
-        raise NotImplementedError
 
     def _keep(self, **parts: Any) -> None:
         """Sets the parts, once; arrays and lists among them as they are now."""
@@ -157,7 +158,11 @@ class Deferred:
         return self._edited("scale", value)
 
     def project_out(self, direction: Any) -> Edit:
-        """The edit that takes out the part along a direction of the last axis."""
+        """The edit that takes out the part along a direction of the last axis.
+
+        A direction of zeros is an error; one that turns out to be zero only when a jitted
+        program runs takes out nothing.
+        """
         return self._edited("project_out", direction)
 
     def rotate(self, matrix: Any) -> Edit:
@@ -193,7 +198,7 @@ class Site(Deferred):
         return self.model, self.path, self.filled
 
     def __repr__(self) -> str:
-        text = "/".join(map(_step, self.path))
+        text = "/".join(map(spelled, self.path))
         return (
             text if self.filled is UNFILLED else f"{text}.fill({_brief(self.filled)})"
         )
@@ -502,15 +507,8 @@ def _index(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_index, cast("tuple[Any, ...]", value)))
     if isinstance(value, slice):
-        start, stop, step = ends(value)
-        shown = (start, stop) if step is None else (start, stop, step)
-        return ":".join("" if end is None else str(end) for end in shown)
+        return spelled(value)
     return "..." if value is Ellipsis else _brief(value)
-
-
-def _step(part: Any) -> str:
-    """One step of a path: a name, a number or a slice of copies."""
-    return _index(part) if isinstance(part, slice) else str(part)
 
 
 def _brief(value: Any) -> str:

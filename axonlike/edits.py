@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.core
@@ -18,13 +18,26 @@ from axonlike.spec import show
 # --- one verb each
 
 
-def edited(verb: str, name: str, part: Any, operand: Any) -> Any:
+class Axis(NamedTuple):
+    """One of the axes in front of what is read at a site that is run several times."""
+
+    number: Any  # of this run
+    length: int
+
+
+def edited(
+    verb: str, name: str, part: Any, operand: Any, axes: Sequence[Axis] = ()
+) -> Any:
     """The value after an edit; `name` is that of its target in errors.
 
     Where the activation is a pytree, the operand is one like it, or goes for every array.
+    What has `axes` in front of what goes there is one value for each run of the site.
     """
     change = partial(_VERBS[verb], name)
-    return jax.tree.map(change, part, _each(verb, name, part, operand))
+    operands = _each(verb, name, part, operand)
+    if axes:
+        operands = jax.tree.map(partial(_own, verb, name, axes), part, operands)
+    return jax.tree.map(change, part, operands)
 
 
 def replaced(name: str, part: Any, new: Any) -> Any:
@@ -53,6 +66,20 @@ def _same(operand: Any, _: Any) -> Any:
     return operand
 
 
+def _own(verb: str, name: str, axes: Sequence[Axis], array: Any, operand: Any) -> Any:
+    """What is for this run of a site, of a value that has more axes than goes there."""
+    if getattr(operand, "ndim", 0) <= max(array.ndim, 2 * (verb == "rotate")):
+        return operand
+    lengths = tuple(axis.length for axis in axes)
+    if operand.shape[: len(axes)] != lengths:
+        whole = jax.ShapeDtypeStruct((*lengths, *array.shape), array.dtype)
+        raise ShapeError(
+            "edit", f"what fits {name}, {show(array)}, or {show(whole)} for all of them",
+            show(operand), "Give one of the two.",
+        )  # fmt: skip
+    return operand[tuple(axis.number for axis in axes)]
+
+
 def _set(name: str, array: Any, value: Any) -> Any:
     return _fitted("set", name, array, value)
 
@@ -78,11 +105,22 @@ def _rotate(name: str, array: Any, value: Any) -> Any:
 
 def _project_out(name: str, array: Any, value: Any) -> Any:
     _check_last_axis("project_out", name, array)
-    number = _cast("project_out", name, array, value)
-    long = jnp.sqrt(jnp.sum(jnp.square(number), -1, keepdims=True))
-    unit = number / jnp.broadcast_to(long, number.shape)
+    number, n = _cast("project_out", name, array, value), array.shape[-1]
+    if number.shape[-1:] != (n,):
+        raise ShapeError(
+            "edit", f"a direction [{n}] to project out of {name}", show(number),
+            "It is one of the last axis.",
+        )  # fmt: skip
+    if not is_traced(value) and not np.asarray(value).any(-1).all():
+        raise ValueError(
+            f"edit: project_out got a direction that is zero at {name}, along which there "
+            "is nothing to take out. Give a direction, or leave the edit out."
+        )
+    square = jnp.sum(jnp.square(jnp.abs(number)), -1, keepdims=True)
+    long = jnp.sqrt(jnp.where(square == 0, jnp.ones_like(square), square))
+    unit = number / jnp.broadcast_to(long, number.shape).astype(number.dtype)
     unit = _fitted("project_out", name, array, unit)
-    along = jnp.sum(array * unit, -1, keepdims=True)
+    along = jnp.sum(array * jnp.conj(unit), -1, keepdims=True)
     return array - jnp.broadcast_to(along, array.shape) * unit
 
 

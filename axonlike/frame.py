@@ -167,7 +167,7 @@ class Frame:
         copy: Any = None,
         inline: bool = False,
         ends: bool = False,
-        axis: bool = False,
+        axis: tuple[Any, int] | None = None,
     ) -> Frame:
         """This frame one index step lower, or inside a transformed function.
 
@@ -175,8 +175,8 @@ class Frame:
         for init, how many copies of each param this pass stands for (-1: one of several,
         told apart by `index`); `copy` which copy this is, for edits. `inline` says that no
         transformation lies between: what is read there is read here. `ends`, that the
-        transformed function ends early where all has been read: see `outcome`. `axis`,
-        that this is one of several passes, whose reads get an axis in front.
+        transformed function ends early where all has been read: see `outcome`. `axis`
+        is the number of this pass and how many there are: reads get an axis in front.
         """
         site = self.site
         if step is not None:
@@ -194,8 +194,8 @@ class Frame:
         )  # fmt: skip
         frame.given, frame.trail = self.given, list(self.trail)
         frame.at = self.at if copy is None else {**self.at, join(self.site, "*"): copy}
-        if axis:  # their number is kept beside the copies, which have paths
-            frame.at = {**frame.at, "": frame.at.get("", 0) + 1}
+        if axis is not None and axis[0] is not None:  # passes have no path of their own
+            frame.at = {**frame.at, "": (*frame.at.get("", ()), (self.site, *axis))}
         frame.open = (inline or ends) and self.open
         frame.before = self.before if inline else self.before.union(self.taken)
         if inline:

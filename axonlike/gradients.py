@@ -5,16 +5,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable
 from functools import partial, reduce
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
-from axonlike.compiled import NoEffectError, compile, is_one
+from axonlike.compiled import NoEffectError, compile, sites_of_run
 from axonlike.deferred import Arg, Deferred, Edit, Site, base
 from axonlike.errors import ShapeError
 from axonlike.layer import Layer
-from axonlike.sites import resolve
+from axonlike.sites import is_one, may_mean_more, resolve
 from axonlike.spec import show
 
 
@@ -56,24 +56,24 @@ def value_and_grads(
     _check(expression, wrt)
     edits = list(edits)
     bound = compile([expression, wrt], edits, model).model
-    each = partial(_by_path, bound)
-    sites, structure = cast(Any, jax.tree.flatten)(
-        jax.tree.map(each, wrt, is_leaf=_is_deferred), is_leaf=_is_deferred
-    )
-    read = compile([expression, *(site.fill(0) for site in sites)], edits, bound)
-    names = [f"wrt {i}" for i in range(len(sites))]
-    added = [
-        Edit(site, "copy", Arg(name)) for site, name in zip(sites, names, strict=True)
-    ]
-    with_added = compile(expression, [*edits, *added], bound)
+    plain = _parts(bound, expression, wrt, edits)
+    leaves = jax.tree.leaves(wrt, is_leaf=_is_deferred)
+    is_open = any(may_mean_more(bound, cast(Any, base(t))[0].path) for t in leaves)
 
     def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
+        sites, structure, read, with_added = plain
+        if is_open:
+            key, train = arguments.get("key"), arguments.get("train", False)
+            run = sites_of_run(bound, params, state, x, key, train)
+            sites, structure, read, with_added = _parts(
+                bound, expression, wrt, edits, run
+            )
         shapes = jax.eval_shape(lambda: read(params, state, x, **arguments))
         _check_specs(expression, shapes[0], sites, shapes[1:])
         zeros = jax.tree.map(_zeros, shapes[1:])
 
         def loss(zeros: Any) -> Any:
-            extra = dict(zip(names, zeros, strict=True))
+            extra = dict(zip(map(_name, range(len(sites))), zeros, strict=True))
             return with_added(params, state, x, **arguments, **extra)
 
         try:
@@ -91,6 +91,32 @@ def value_and_grads(
     return function
 
 
+class _Parts(NamedTuple):
+    """What a gradient is made of, once it is known which activations it is for."""
+
+    sites: list[Any]
+    structure: Any
+    read: Any
+    with_added: Any
+
+
+def _parts(
+    model: Layer, expression: Any, wrt: Any, edits: list[Any], run: Iterable[str] = ()
+) -> _Parts:
+    each = partial(_by_path, model, run)
+    sites, structure = cast(Any, jax.tree.flatten)(
+        jax.tree.map(each, wrt, is_leaf=_is_deferred), is_leaf=_is_deferred
+    )
+    read = compile([expression, *(site.fill(0) for site in sites)], edits, model)
+    added = [Edit(site, "add", Arg(_name(i))) for i, site in enumerate(sites)]
+    return _Parts(sites, structure, read, compile(expression, [*edits, *added], model))
+
+
+def _name(i: int) -> str:
+    """The argument that is added to an activation."""
+    return f"wrt {i}"
+
+
 def _check(expression: Any, wrt: Any) -> None:
     if not isinstance(expression, Deferred):
         raise TypeError(
@@ -105,17 +131,15 @@ def _check(expression: Any, wrt: Any) -> None:
             )
 
 
-def _by_path(model: Layer, expression: Deferred) -> Any:
+def _by_path(model: Layer, run: Iterable[str], expression: Deferred) -> Any:
     """An activation as it is; of a glob that means several, each by its path."""
     site, indices = cast(Any, base(expression))
-    found = resolve(model, site.path)
-    if is_one(site, found):
+    found = resolve(model, site.path, run)
+    if is_one(site.path, found):
         return expression
     return {
-        path: reduce(
-            operator.getitem, indices, Site(model, tuple(path.split("/")), site.filled)
-        )
-        for path in found
+        path: reduce(operator.getitem, indices, Site(model, target.chosen, site.filled))
+        for path, target in found.items()
     }
 
 

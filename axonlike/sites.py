@@ -12,8 +12,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from axonlike.combinators.basic import shared
 from axonlike.combinators.lifted import ensemble, repeat, vmap
 from axonlike.combinators.over_time import scan
+from axonlike.combinators.wire import wire
 from axonlike.errors import PathError
 from axonlike.layer import Layer
 from axonlike.names import walk
@@ -46,26 +48,89 @@ class Target(NamedTuple):
     path: str
     steps: tuple[Step, ...]
 
+    @property
+    def chosen(self) -> tuple[Any, ...]:
+        """The path, with what is chosen in place of `*`."""
+        left = {step.site: step.chosen for step in self.steps}
+        names = self.path.split("/")
+        here = ["/".join(names[: i + 1]) for i in range(len(names))]
+        kept = [left.get(site) for site in here]
+        return tuple(n if k is None else k for n, k in zip(names, kept, strict=True))
+
 
 # --- which site a path means
 
 
-def resolve(model: Layer, path: tuple[Any, ...]) -> dict[str, Target]:
-    """The sites that a path or glob means, by path; an error where there is none."""
+def resolve(
+    model: Layer, path: tuple[Any, ...], run: Iterable[str] = ()
+) -> dict[str, Target]:
+    """The sites that a path or glob means, by path; an error where there is none.
+
+    `run` are the sites of a run: of layers that are used again, a glob means every use.
+    """
     copies, known = _structure(model)
-    wanted = None if "" in path else _starred(path, copies)
-    if wanted is not None and (
-        _once(wanted.path) in known or _may_emit(model, _once(wanted.path))
-    ):
+    text = "/".join(map(spelled, path))
+    if "" in path:
+        raise _unknown(text, known)
+    wanted = _starred(path, copies)
+    if _once(wanted.path) in known or _may_emit(model, _once(wanted.path)):
         return {wanted.path: wanted}
-    text = "/".join(map(str, path))
-    glob = pattern(text)
-    hits = [site for site in known if glob.fullmatch(site)]
-    if not hits or not any(c in text for c in "*{"):
-        hint = "model.sites(spec) lists them."
-        raise PathError("activation", text, known, hint)
-    found = {site: _starred(tuple(site.split("/")), copies) for site in hits}
-    return {site: target for site, target in found.items() if target is not None}
+    chosen = {step.site: step.chosen for step in wanted.steps}
+    found: dict[str, Target] = {}
+    for site in _hits(wanted.path, known, run):
+        target = _starred(tuple(site.split("/")), copies)
+        steps = (
+            s._replace(chosen=chosen.get(_once(s.site), s.chosen)) for s in target.steps
+        )
+        target = Target(site, tuple(steps))
+        found["/".join(map(spelled, target.chosen))] = target
+    if not found:
+        raise _unknown(text, known)
+    return found
+
+
+def _unknown(path: str, known: list[str]) -> PathError:
+    hint = "model.sites(spec) lists them."
+    return PathError("activation", path, known, hint)
+
+
+def _hits(text: str, known: list[str], run: Iterable[str]) -> list[str]:
+    """The sites of layers that a glob means; the model's own ends if it names them."""
+    if not any(c in text for c in "*{"):
+        return []
+    glob, own = pattern(text), set(known)
+    again = [s for s in map(_plain, run) if "#" in s and _once(s) in own]
+    return [
+        site
+        for site in dict.fromkeys([*known, *again])
+        if glob.fullmatch(site) or glob.fullmatch(_once(site))
+        if site not in ("input", "output") or site in text
+    ]
+
+
+def is_one(path: tuple[Any, ...], found: Mapping[str, Target]) -> bool:
+    """Whether a path names one site: it is no glob, or one that only chooses copies."""
+    names = next(iter(found.values())).path.split("/")
+    same = all(a in (b, "*") for a, b in zip(names, path, strict=False))
+    return len(found) == 1 and len(names) == len(path) and same
+
+
+def may_mean_more(model: Layer, path: tuple[Any, ...]) -> bool:
+    """Whether a glob may mean further uses of a layer, of which a run has to tell."""
+    found = resolve(model, path)
+    again = (s for s in spots(model) if s.layer.plain.factory in (shared, wire))
+    homes = {f"{_plain(home)}/".lstrip("/") for s in again for home in s.paths}
+    below = any(t.path.startswith(home) for t in found.values() for home in homes)
+    return below and not is_one(path, found)
+
+
+def spelled(step: Any) -> str:
+    """A step of a path as one writes it: a name, a number or a slice of copies."""
+    if not isinstance(step, slice):
+        return str(step)
+    part = cast(Any, step)
+    shown = (part.start, part.stop, part.step)[: 2 + (part.step is not None)]
+    return ":".join("" if end is None else str(end) for end in shown)
 
 
 def _once(path: str) -> str:
@@ -108,13 +173,14 @@ def _outer(model: Layer) -> dict[str, int]:
     return found
 
 
-def _starred(path: tuple[Any, ...], copies: Mapping[str, Copies]) -> Target | None:
-    """The path with `*` at each set of copies; None where a step chooses nothing."""
+def _starred(path: tuple[Any, ...], copies: Mapping[str, Copies]) -> Target:
+    """The path with `*` at each set of copies, and what is chosen there."""
     site, steps = "", list[Step]()
     for step in path:
         star = join(site, "*")
-        if star in copies and _chooses(step):
-            steps.append(Step(star, copies[star], _choice(step, star, copies[star])))
+        each = copies.get(_once(star))
+        if each is not None and _chooses(step):
+            steps.append(Step(star, each, _choice(step, star, each)))
             site = star
         elif isinstance(step, str):
             site = join(site, step)
@@ -170,6 +236,11 @@ def _not_there(star: str, step: Any, number: int) -> PathError:
     text = f"{star[:-1]}{step}"
     known = [f"{star[:-1]}{i}" for i in range(number)]
     return PathError("activation", text, known, f"There are {number} copies.")
+
+
+def is_met(sites: Iterable[str], run: Iterable[str]) -> bool:
+    """Whether a run comes to one of several sites."""
+    return not set(map(_plain, run)).isdisjoint(map(_plain, sites))
 
 
 def emitted(model: Layer, sites: Iterable[str]) -> list[str]:

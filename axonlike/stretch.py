@@ -128,6 +128,11 @@ def _check_open(model: Layer, start: Target) -> None:
     """Refuses to begin where a value is not the whole of what goes on."""
     site = "/".join(step.partition("#")[0] for step in _site(start, {}).split("/"))
     every = list(spots(model))
+    if site == "output" and not any(site in spot.paths for spot in every):
+        raise ValueError(
+            "between: nothing comes after 'output', which the whole model returns. "
+            "Begin at an activation inside of it, or at 'input'."
+        )
     closed = [
         spot.layer.kind
         for spot in every

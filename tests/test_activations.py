@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -536,6 +537,26 @@ MISTAKES = {
         "value_and_grads: expected a scalar from head, got float32[2, 2]. "
         "Write .mean() or .sum().",
     ),
+    "no direction": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].project_out(jnp.zeros(8))]),
+        ValueError,
+        "edit: project_out got a direction that is zero at inp, along which there is "
+        "nothing to take out. Give a direction, or leave the edit out.",
+    ),
+    "no such direction": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].project_out(1.0)]),
+        al.ShapeError,
+        "edit: expected a direction [8] to project out of inp, got float32[]. "
+        "It is one of the last axis.",
+    ),
+    "not of all copies": (
+        lambda m: al.compile(
+            m["output"], edits=[m["blocks/*/mlp"].set(jnp.ones((5, 2, 8)))]
+        ),
+        al.ShapeError,
+        "edit: expected what fits blocks/*/mlp, float32[2, 8], or float32[6, 2, 8] for "
+        "all of them, got float32[5, 2, 8]. Give one of the two.",
+    ),
     "no copy": (
         lambda m: m["blocks/6/mlp"],
         al.PathError,
@@ -580,23 +601,133 @@ def test_copies_inside_of_vmap(stacked):
     ].any()
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [al.vmap(al.dense(8, name="d")), al.repeat(al.dense(8, name="d"), 2, tied=True)],
-)
-def test_no_gradient_for_what_runs_several_times_at_one_site(layer):
-    model = al.serial(v=layer, head=al.dense(2))
+@al.layer
+def summing():
+    def init(key, carry, x):
+        return {"w": jax.random.normal(key, (x.shape[-1], x.shape[-1]))}
+
+    def apply(params, carry, x, *, emit):
+        h = emit("h", jnp.tanh(carry + x @ params["w"]))
+        return h, h
+
+    return al.Cell(init, apply, lambda x: jnp.zeros(x.shape, x.dtype))
+
+
+def unit():
+    return al.dense(8, name="d")
+
+
+SEVERAL = {
+    "vmap": (al.vmap(unit()), X, "v/d", (2, 8)),
+    "vmap of vmap": (al.vmap(al.vmap(unit())), X[None], "v/d", (1, 2, 8)),
+    "tied": (al.repeat(unit(), 3, tied=True), X, "v/d", (3, 2, 8)),
+    "tied, unrolled": (
+        al.repeat(unit(), 3, tied=True, stacked=False), X, "v/d", (3, 2, 8)
+    ),
+    "scan": (al.scan(summing()), X[None], "v/h", (2, 1, 8)),
+    "ensemble": (al.ensemble(unit(), 3), X, "v/*/d", (3, 2, 8)),
+    "repeat": (al.repeat(unit(), 3), X, "v/*/d", (3, 2, 8)),
+    "some": (al.repeat(unit(), 5), X, "v/1:4/d", (3, 2, 8)),
+    "repeat of vmap of repeat": (
+        al.repeat(al.vmap(al.repeat(unit(), 2, name="r")), 3), X, "v/*/r/*/d",
+        (3, 2, 2, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_what_is_read_of_several_runs_is_put_back_and_has_gradients(name):
+    layer, x, path, shape = SEVERAL[name]
+    model = al.serial(v=layer, act=al.lift(jnp.tanh), head=al.dense(2))
+    params, state = made(model, x)
+    t, loss = model[path], model["output"].sum()
+    step = jax.random.normal(KEY, shape)
+    patched = al.compile([model["output"], t], edits=[t.set(al.on("other", t))])
+    moved = al.compile(loss, edits=[t.add(al.arg("by"))])
+    slope = al.value_and_grads(loss, wrt=t)
+
+    @jax.jit
+    def run(params, state, x):
+        other = -2 * x
+        values = patched(params, state, x, other=other)
+        wanted = al.compile([model["output"], t])(params, state, other)
+        by = step * jnp.float32(1e-2)
+        up, down = (moved(params, state, x, by=by) for by in (by, -by))
+        return values, wanted, slope(params, state, x)[1], (up - down) / 2e-2
+
+    values, wanted, grads, along = run(params, state, x)
+    jax.tree.map(close, values, wanted)
+    assert grads.shape == values[1].shape == shape
+    close(jnp.sum(grads * step), along, rtol=5e-3, atol=5e-3)
+
+
+def test_a_slice_of_what_vmap_runs_is_told_how_to_write_it():
+    model = al.serial(v=al.vmap(unit()), head=al.dense(2))
     params, state = made(model)
-    with pytest.raises(ValueError, match="v/d is inside of a vmap, a scan or a tied"):
-        al.value_and_grads(model["head"].sum(), wrt=model["v/d"])(params, state, X)
     sliced = al.compile(model["output"], edits=[model["v/d"][0].set(0.0)])
     with pytest.raises(ValueError, match="slices the axis of copies"):
         sliced(params, state, X)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_glob_means_every_use_of_a_layer(stacked):
+    body = al.residual(al.dense(8, name="d"))
+    enc = al.serial(blocks=al.repeat(body, 2, stacked=stacked), out=al.dense(8))
+    model = al.serial(
+        both=al.shared(enc.named("enc")), minus=al.lift(lambda p: p[0] - p[1]),
+        head=al.dense(2),
+    )  # fmt: skip
+    x = (X, -2 * X)
+    params, state = made(model, x)
+    first, second = "both/enc/out", "both/enc#1/out"
+    deep = "both/enc#1/blocks/1/d"
+    tree = [model["**/out"], model[first], model[second], model["both/enc/blocks/1/*"]]
+    found, a, b, inner = al.compile([*tree])(params, state, x)
+    assert sorted(found) == [second, first]
+    close(found[first], a)
+    close(found[second], b)
+    assert sorted(inner) == [deep, deep.replace("#1", "")]
+    close(inner[deep], model[deep].evaluate(params, state, x))
+    close(al.compile(model["**/out"][:, 3])(params, state, x)[second], b[:, 3])
+    t = model["**/out"]
+    none = al.compile(model["minus"], edits=[t.scale(0.0)])(params, state, x)
+    close(none, 0.0)
+    swapped = al.compile(model["minus"], edits=[t.set(al.on("other", t))])
+    close(swapped(params, state, x, other=x[::-1]), b - a)
+    _, grads = al.value_and_grads(model["minus"].sum(), wrt=t)(params, state, x)
+    close(grads[first], 1.0)
+    close(grads[second], -1.0)
+
+
+def test_globs_leave_out_the_models_own_ends():
+    model = al.serial(a=al.dense(8), b=al.serial(c=al.dense(8)))
+    params, state = made(model)
+    names = {"*": ["a", "b"], "{input,a}": ["a", "input"], "*/c": ["b/c"]}
+    for glob, found in names.items():
+        assert sorted(model[glob].evaluate(params, state, X)) == found
+
+
+def test_a_zero_that_is_known_late_takes_out_nothing():
+    model = stack(1)
+    params, state = made(model)
+    t = model["inp"]
+    left = jax.jit(al.compile(t, edits=[t.project_out(al.arg("v"))]))
+    plain = t.evaluate(params, state, X)
+    close(left(params, state, X, v=jnp.zeros(8)), plain)
+    rows = jnp.zeros((2, 8)).at[1, 0].set(3.0)
+    close(left(params, state, X, v=rows), plain.at[1, 0].set(0.0))
 
 
 def test_what_no_layer_emits_is_told_with_what_is_near():
     model = al.serial(a=al.attention(2), head=al.dense(2))
     x = jnp.ones((1, 3, 8))
     params, state = jax.eval_shape(lambda: made(model, x))
-    with pytest.raises(al.PathError, match="Nearest: 'a/weights'"):
-        jax.eval_shape(al.compile(model["a/wieghts"]), params, state, x)
+    out, wrong = model["output"], model["a/wieghts"]
+    for function in (
+        al.compile(wrong), al.compile(out, edits=[wrong.scale(0.0)]),
+        al.value_and_grads(out.sum(), wrt=wrong),
+        al.compile(out, edits=[model["a"].set(al.on("other", wrong))]),
+    ):  # fmt: skip
+        more = {"other": x} if "other" in repr(function) else {}
+        with pytest.raises(al.PathError, match="Nearest: 'a/weights'"):
+            jax.eval_shape(partial(function, **more), params, state, x)

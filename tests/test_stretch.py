@@ -169,6 +169,8 @@ def halves(x):
         (stack(), "{inp,head}", "output", "means several activations"),
         (stack(), "head", "inp", "'inp' does not come after 'head'"),
         (stack(), "blocks/3", "blocks/1", "'blocks/1' does not come after 'blocks/3'"),
+        (stack(), "output", "inp", "nothing comes after 'output', which the whole model"),
+        (stack(), "inp", "input", "'input' does not come after 'inp'"),
         (stack(), "blocks/3/mlp", "head", "what comes before 'blocks/3/mlp' is needed"),
         (al.serial(v=al.vmap(al.dense(8).named("d"))), "v/d", "v", "inside of a vmap"),
         (al.ensemble(al.dense(8).named("d"), 2), "1/d", "output", "inside of a ensem"),

@@ -191,7 +191,7 @@ def _unrolled(frame: Frame, x: PyTree, n: int, once: Once, remat: Any) -> PyTree
         with jax.named_scope(step):
             x, state, taken = _isolated(
                 frame, x, once, remat, step,
-                frame.params.get(step, {}), frame.state.get(step, {}), i,
+                frame.params.get(step, {}), frame.state.get(step, {}), i, n,
             )  # fmt: skip
         states[step] = state
         frame.taken.update(taken)
@@ -210,6 +210,7 @@ def _isolated(
     params: Any,
     state: Any,
     i: int,
+    n: int,
 ) -> Any:
     """One copy, its params and state arguments of what may be rematerialized."""
 
@@ -217,7 +218,7 @@ def _isolated(
         own, run = step is not None, partial(once, x=x)
         inner = frame.under(
             step, params, state, index=i, stack=-1 if own else None, copy=i,
-            inline=own and not remat, ends=own, axis=not own,
+            inline=own and not remat, ends=own, axis=None if own else (i, n),
         )  # fmt: skip
         return inner.outcome(partial(inner.copy, run) if own else partial(run, inner))
 
@@ -235,21 +236,23 @@ def _tied(
         reads: list[Mapping[str, Any]] = []
         for i in range(n):
             x, state, taken = _isolated(
-                frame, x, once, remat, None, frame.params, frame.state, i
+                frame, x, once, remat, None, frame.params, frame.state, i, n
             )
             frame.state = state
             reads.append(taken)
         keep(frame, frame.state, jax.tree.map(_stacked_up, *reads))
         return x
 
-    def body(carry: Any, index: Any) -> Any:
-        inner = frame.under(None, frame.params, carry[1], index=index, axis=True)
+    def body(carry: Any, each: Any) -> Any:
+        inner = frame.under(
+            None, frame.params, carry[1], index=each[0], axis=(each[1], n)
+        )
         y = once(inner, carry[0])
         return (y, inner.state), inner.taken
 
     (y, state), taken = jax.lax.scan(
-        _remat(body, remat, in_scan=True), (x, frame.state), pass_index(frame, n),
-        length=n, unroll=unroll,
+        _remat(body, remat, in_scan=True), (x, frame.state),
+        (pass_index(frame, n), copy_index(frame, n)), length=n, unroll=unroll,
     )  # fmt: skip
     keep(frame, state, taken)
     return y
@@ -343,17 +346,20 @@ def vmap(f: Any, in_axes: Any = 0, *, name: str | None = None) -> Any:
         size = _mapped_size(x, in_axes)
         unchanged: list[bool] = []
 
-        def one(x: Any, index: Any) -> Any:
+        def one(x: Any, index: Any, number: Any) -> Any:
             inner = frame.under(
-                None, frame.params, frame.state, index=index, ends=True, axis=True
-            )
+                None, frame.params, frame.state, index=index, ends=True,
+                axis=(number, size),
+            )  # fmt: skip
             y, state, taken = inner.outcome(
                 partial(inner.call, "f", (x,), kwargs, method)
             )
             unchanged.append(_recording(frame) or _is(state, frame.state))
             return y, taken
 
-        y, taken = jax.vmap(one, in_axes=(in_axes, 0))(x, pass_index(frame, size))
+        y, taken = jax.vmap(one, in_axes=(in_axes, 0, 0))(
+            x, pass_index(frame, size), copy_index(frame, size)
+        )
         if not all(unchanged):
             raise ValueError(
                 "vmap: the layer's state changes, and would differ along the mapped axis. "
@@ -658,6 +664,14 @@ def _stopped(frame: Frame, params: Params, but: Any) -> Any:
     )
 
 
+def _is_floating(dtype: Any) -> bool:
+    """Whether it is the dtype of floats; what is none is not."""
+    try:
+        return bool(jnp.issubdtype(dtype, jnp.floating))
+    except TypeError:
+        return False
+
+
 @layer
 def mixed(
     f: Any,
@@ -690,7 +704,7 @@ def mixed(
         Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
     for dtype in (compute, output, params):
-        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        if dtype is not None and not _is_floating(dtype):
             name = getattr(dtype, "__name__", dtype)
             raise TypeError(
                 f"mixed: expected a floating-point dtype, got {name}. "

@@ -12,6 +12,7 @@ import numpy as np
 
 from axonlike.combinators.basic import wrapper
 from axonlike.combinators.lifted import (
+    copy_index,
     frozen,
     keep,
     mixed,
@@ -140,8 +141,10 @@ def _run_each(
     length = jax.tree.leaves(xs)[0].shape[0]
 
     def step(carry: Any, each: Any) -> Any:
-        (carry, state), (x, (valid, reset), index) = carry, each
-        inner = frame.under(None, frame.params, state, index=index, axis=True)
+        (carry, state), (x, (valid, reset), index, number) = carry, each
+        inner = frame.under(
+            None, frame.params, state, index=index, axis=(number, length)
+        )
         before = carry if reset is None else where(reset, start, carry)
         if "recur" in has:
             x = inner.call("f", (before, x), {}, "recur")
@@ -150,8 +153,9 @@ def _run_each(
         after, y = unless(valid, carry, after, y)
         return (after, inner.state), (y, inner.taken)
 
+    each = (xs, fixed, pass_index(frame, length), copy_index(frame, length))
     (last, state), (ys, taken) = cast(Any, jax.lax.scan)(
-        step, (start, frame.state), (xs, fixed, pass_index(frame, length)), **options
+        step, (start, frame.state), each, **options
     )
     keep(frame, state, taken)
     return ys, last
