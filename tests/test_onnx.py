@@ -145,6 +145,21 @@ def test_families_of_models_agree_for_two_sizes(name, tmp_path):
             "Attention",
         ),
         (al.attention(2, scale=0.3, out_features=3), (2, 5, 4), "Attention"),
+        (
+            al.attention(4, num_kv_heads=2, causal=True, rotary=al.rotary()),
+            (2, 5, 8),
+            "Attention",
+        ),
+        (
+            al.attention(2, normalize_qk=True, rotary=al.rotary(), use_bias=False),
+            (2, 5, 4),
+            "Attention",
+        ),
+        (
+            al.attention(2, normalize_qk=al.rms_norm(), value_dim=3),
+            (2, 5, 4),
+            "Attention",
+        ),
     ],
 )
 def test_a_layer_is_a_node(layer, shape, op, tmp_path):
@@ -163,8 +178,8 @@ def test_a_layer_is_a_node(layer, shape, op, tmp_path):
         (al.avg_pool(3, 1, "SAME"), "b 5 4 2"),
         (al.lstm(3, peephole=True), "b t 2"),
         (al.gru(3, gate_fn=jax.nn.hard_sigmoid), "b t 2"),
-        (al.attention(2, rotary=al.rotary()), "b t 4"),
         (al.attention(2, sliding_window=2), "b t 4"),
+        (al.attention(2, causal=True, alibi=True), "b t 4"),
         (al.vmap(al.layer_norm(), in_axes=1), "b 3 4"),
     ],
 )
@@ -184,6 +199,13 @@ def test_cross_attention_is_a_node_unless_it_is_causal(tmp_path):
         trees = exported(layer, spec, path, check=False)
         assert ops(path)["Attention"] == (not causal)
         agrees(layer, trees, path, x)
+
+
+def test_a_cache_that_is_not_used_is_no_hindrance(tmp_path):
+    layer, path = al.attention(2, causal=True, cache_length=5), tmp_path / "layer.onnx"
+    trees = exported(layer, "2 3 4", path, check=False)
+    assert ops(path)["Attention"] == 1
+    agrees(layer, trees, path, normal(2, 3, 4))
 
 
 def test_older_opsets_have_no_attention(tmp_path):

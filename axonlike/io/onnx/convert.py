@@ -19,7 +19,7 @@ from axonlike.io.onnx import (
     windows,
 )
 from axonlike.io.onnx.graph import Graph, Value
-from axonlike.io.onnx.nodes import Marks
+from axonlike.io.onnx.marks import Marks
 from axonlike.io.onnx.table import TABLE, Entry, NoCounterpartError
 from axonlike.paths import join
 from axonlike.spec import is_unknown, show
@@ -42,7 +42,7 @@ class Converter:
         self, g: Graph, eqn: Any, inputs: Sequence[Value]
     ) -> list[Value] | None:
         """What a layer that ONNX has a node for becomes, if this is one."""
-        return self.marks.convert(g, eqn, inputs)
+        return self.marks.convert(self, g, eqn, inputs)
 
     def run(self, g: Graph, program: Any, inputs: Sequence[Value]) -> list[Value]:
         """What a program returns for these inputs."""

@@ -15,7 +15,8 @@ from axonlike.io.inference import check_given, inference
 from axonlike.io.onnx.check import Case, check_file, compare, is_runnable
 from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
-from axonlike.io.onnx.nodes import Marks
+from axonlike.io.onnx.marks import Marks
+from axonlike.io.onnx.nodes import NODES
 from axonlike.io.onnx.write import is_large, moved_to, write_to
 from axonlike.layer import Layer
 from axonlike.paths import join
@@ -106,7 +107,7 @@ def export_onnx(
     flags = {"carry_state": carry_state, "check": check, "external_data": external_data}
     check_flags("export_onnx", **{k: v for k, v in flags.items() if v is not None})
     _check_tolerance(tolerance)
-    specs, marks = as_spec(spec), Marks(opset)
+    specs, marks = as_spec(spec), Marks(opset, NODES)
     traced = inference(marks.marked(model), options, carry_state=carry_state)
     shapes = jax.tree.map(_shape_of, (params, state))
     program, made = cast(Any, jax.make_jaxpr)(traced, return_shape=True)(*shapes, specs)

@@ -158,6 +158,13 @@ class Graph:
             return self.sizes.vector(size)
         return self.constant(np.array([size], np.int64))
 
+    def counted(self, size: Any) -> str:
+        """The numbers 0, 1, 2 and so on, as int64."""
+        if not is_unknown(size):
+            return self.constant(np.arange(size, dtype=np.int64))
+        last = self.reshape(self.sizes.vector(size), (1,), ())
+        return self.node("Range", np.int64(0), last, np.int64(1))
+
     def whole(self, x: Value, shape: Sequence[Any]) -> Value:
         """The array with every axis of full size."""
         shape = tuple(shape)

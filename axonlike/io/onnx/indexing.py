@@ -55,8 +55,7 @@ def _windows(g: Graph, start: str, shape: list[Any], where: Where) -> tuple[str,
     sizes = list(ones)
     for i in several:
         sizes[i] = where.sizes[i]
-        count = g.reshape(g.ints([where.sizes[i]]), (1,), ())
-        steps = g.node("Range", np.int64(0), count, np.int64(1))
+        steps = g.counted(where.sizes[i])
         along = [where.sizes[i] if j == i else 1 for j in range(len(ones))]
         steps = g.reshape(steps, [where.sizes[i]], [*along, 1])
         unit = np.eye(len(ones), dtype=np.int64)[i]

@@ -1,23 +1,19 @@
-"""Layers that ONNX has a node for: normalization, pooling, recurrence, attention.
+"""What layers become that ONNX has a node for.
 
-Such a layer is traced as a call by itself. Where the call comes back with the shapes it
-was traced with, it becomes the layer's node; where it does not, as under `vmap`, and for
-options that the node does not have, it is converted like everything else.
+Normalization, pooling, recurrence, attention; `marks.py` finds them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from axonlike.io.onnx.graph import Graph, Value, same_shape
-from axonlike.layer import Layer
+from axonlike.io.onnx.graph import Graph, Value
+from axonlike.io.onnx.marks import Made, Node, Weights
 from axonlike.layers.attention import attention
 from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.norm import layer_norm
@@ -25,105 +21,6 @@ from axonlike.layers.pool import avg_pool, max_pool
 from axonlike.layers.pooled import Window, windows_of
 from axonlike.layers.recurrent import gru, lstm, rnn
 from axonlike.spec import is_unknown
-
-Weights = dict[str, Any]
-
-
-class Made(NamedTuple):
-    """What a layer's node is made from."""
-
-    config: Any
-    weights: Weights
-    """Params and state as values of the graph, in their nested dicts."""
-    inputs: list[Value]
-
-
-class Node(NamedTuple):
-    """How a kind of layer becomes a node.
-
-    `fits(config, inputs)` says whether the node can do what the layer does.
-    """
-
-    fits: Callable[[Any, Sequence[Any]], bool]
-    build: Callable[[Graph, Made], list[str]]
-    opset: int = 18
-
-
-class Mark(NamedTuple):
-    """A call that stands for a layer."""
-
-    node: Node
-    config: Any
-    tree: Any
-    specs: list[Any]
-
-
-class Marks:
-    """The calls by name, for one model."""
-
-    def __init__(self, opset: int) -> None:
-        self.opset = opset
-        self.calls: dict[str, Mark] = {}
-
-    def marked(self, layer: Layer) -> Layer:
-        """The same model, layers that have a node being calls by themselves."""
-        children = {slot: self.marked(child) for slot, child in layer.children.items()}
-        node = NODES.get(layer.factory)
-        run = layer.run
-        if node is not None and node.opset <= self.opset:
-            run = self._call(layer, node)
-        return replace(layer, children=MappingProxyType(children), run=run)
-
-    def _call(self, layer: Layer, node: Node) -> Any:
-        def run(frame: Any, args: Any, kwargs: Any, method: str) -> Any:
-            inputs = _arrays(args)
-            plain = method == "apply" and not kwargs and bool(inputs)
-            if not plain or not node.fits(layer.config, inputs):
-                return layer.run(frame, args, kwargs, method)
-
-            def inside(params: Any, state: Any, args: Any) -> Any:
-                inner = frame.under(None, params, state, inline=True)
-                return layer.run(inner, args, {}, method)
-
-            given = frame.params, frame.state, args
-            leaves, tree = cast(Any, jax.tree.flatten(given))
-            inside.__name__ = name = f"onnx_{layer.kind}_{len(self.calls)}"
-            self.calls[name] = Mark(node, layer.config, tree, leaves)
-            return cast(Any, jax.jit(inside))(*given)
-
-        return run
-
-    def convert(
-        self, g: Graph, eqn: Any, inputs: Sequence[Value]
-    ) -> list[Value] | None:
-        """The layer's node, if this equation is the call of one as it was traced."""
-        mark = self.calls.get(eqn.params.get("name", ""))
-        if mark is None or len(mark.specs) != len(eqn.invars):
-            return None
-        avals = [v.aval for v in eqn.invars]
-        if not all(
-            same_shape(a.shape, b.shape) and a.dtype == b.dtype
-            for a, b in zip(avals, mark.specs, strict=True)
-        ):
-            return None
-        whole = [g.whole(v, a.shape) for v, a in zip(inputs, avals, strict=True)]
-        params, state, args = jax.tree.unflatten(mark.tree, whole)
-        given = Made(mark.config, {**params, **state}, _arrays(args))
-        names = mark.node.build(g, given)
-        outs = [v.aval for v in eqn.outvars]
-        pairs = zip(names, outs, strict=True)
-        return [Value(name, aval.shape, aval.dtype) for name, aval in pairs]
-
-
-def _arrays(args: Sequence[Any]) -> list[Any]:
-    """The inputs, if they are arrays in a row; else none."""
-    if len(args) == 1 and isinstance(args[0], tuple) and not _is_array(args[0]):
-        args = cast("tuple[Any, ...]", args[0])
-    return list(args) if all(map(_is_array, args)) else []
-
-
-def _is_array(x: Any) -> bool:
-    return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def _is_single(inputs: Sequence[Any], low: int, high: int = 99) -> bool:
@@ -290,15 +187,7 @@ def _biases(g: Graph, weights: Weights, gates: Sequence[int], features: int) -> 
 
 # --- attention
 
-_ABSENT = (
-    "sliding_window",
-    "rotary",
-    "alibi",
-    "normalize_qk",
-    "cache_length",
-    "dot_general",
-    "implementation",
-)
+_ABSENT = "sliding_window", "alibi", "decode", "dot_general", "implementation"
 
 
 def _fits_attention(config: Any, inputs: Sequence[Any]) -> bool:
@@ -320,12 +209,34 @@ def _attention(g: Graph, made: Made) -> list[str]:
         options["scale"] = float(config["scale"])
     if config["soft_cap"] is not None:
         options["softcap"] = float(config["soft_cap"])
-    given = [
+    q, k, v = (
         _affine(g, x, weights[name])
         for x, name in ((query, "query"), (source, "key"), (source, "value"))
-    ]
-    gathered = g.node("Attention", *given, **options)
-    return [_affine(g, gathered, weights["out"])]
+    )
+    q = _placed(g, made, q, "query", options["q_num_heads"])
+    k = _placed(g, made, k, "key", options["kv_num_heads"])
+    return [_affine(g, g.node("Attention", q, k, v, **options), weights["out"])]
+
+
+def _placed(g: Graph, made: Made, name: str, kind: str, heads: int) -> str:
+    """Queries or keys as the layer's own children change them, head by head."""
+    steps = [f"{kind}_norm"] if made.config["normalize_qk"] else []
+    steps += ["rotary"] if made.config["rotary"] is not None else []
+    if not steps:
+        return name
+    x, width = made.inputs[0 if kind == "query" else -1], made.weights[kind]["kernel"]
+    flat = *x.shape[:2], width.shape[-1]
+    split = *x.shape[:2], heads, width.shape[-1] // heads
+    value = Value(g.reshape(name, flat, split), split, x.dtype)
+    for step in steps:
+        count = [_positions(g, x.shape[1])] if step == "rotary" else []
+        value = made.part(step, value, *count)
+    return g.reshape(value, split, flat)
+
+
+def _positions(g: Graph, size: Any) -> Value:
+    name = g.cast(g.counted(size), np.int64, np.int32)
+    return Value(name, (size,), np.dtype(np.int32))
 
 
 def _affine(g: Graph, x: Any, weights: Weights) -> str:

@@ -28,9 +28,7 @@ def _iota(g: Graph, eqn: Any) -> Value:
     along = tuple(size if i == axis else 1 for i in range(len(shape)))
     if not is_unknown(size):
         return Value("", along, dtype, np.arange(size, dtype=dtype).reshape(along))
-    count = g.reshape(g.sizes.vector(size), (1,), ())
-    name = g.node("Range", np.int64(0), count, np.int64(1))
-    name = g.cast(name, np.int64, stored(dtype))
+    name = g.cast(g.counted(size), np.int64, stored(dtype))
     return Value(g.reshape(name, (size,), along), along, dtype)
 
 
