@@ -115,6 +115,13 @@ CASES = {
             lambda x, _: (jnp.dot(x, p["w"]), None), x, None, length=3)[0],
     ),
     "scan": (al.scan(summing()), X[None], over_time),
+    "bidirectional": (
+        al.bidirectional(al.scan(summing())), X[None],
+        lambda p, x: jnp.concatenate([
+            over_time(p["forward"], x),
+            jnp.flip(over_time(p["backward"], jnp.flip(x, 1)), 1),
+        ], -1),
+    ),
     "ensemble": (
         al.ensemble(lin(), 3), X,
         lambda p, x: jax.vmap(lambda q: jnp.dot(x, q["w"]))(p["*"]),
@@ -167,6 +174,13 @@ def test_unused_the_jaxpr_is_that_of_what_one_writes_by_hand(name):
 
     ours, theirs = (str(jax.make_jaxpr(f)(params, x)) for f in (apply, by_hand))
     assert ours == theirs
+
+
+def test_every_combinator_is_among_them():
+    made = {name: getattr(getattr(al, name), "__module__", "") for name in al.__all__}
+    home = "axonlike.combinators"
+    combinators = {name for name, module in made.items() if module.startswith(home)}
+    assert combinators | {"between"} == {case.partition(" ")[0] for case in CASES}
 
 
 # --- sweeps

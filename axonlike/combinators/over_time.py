@@ -298,9 +298,10 @@ def bidirectional(
     def run(frame: Frame, args: Any, kwargs: Any, method: str) -> PyTree:
         inputs = sequences("bidirectional", args, kwargs)
         carries = _pair(inputs.initial_carry)
-        there, valid = inputs, valid_steps(by_time(inputs, axis))
+        y, carry = _side(frame, "forward", inputs, carries[0], axis)
+        padded = inputs.lengths is not None or inputs.mask is not None
+        valid = valid_steps(by_time(inputs, axis)) if padded else None
         back = _flipped(inputs, valid, axis)
-        y, carry = _side(frame, "forward", there, carries[0], axis)
         z, other = _side(frame, "backward", back, carries[1], axis)
         if return_sequence:
             z = jnp.flip(z, axis)
