@@ -68,7 +68,7 @@ def bench(session: nox.Session) -> None:
 def rivals(session: nox.Session) -> None:
     """What peers do with tasks on activations; writes a page of the documentation."""
     install(session, "bench")
-    session.install("penzai==0.2.5")
+    session.install("penzai==0.2.5", "oryx==0.2.9", "tensorflow-probability==0.25.0")
     session.run("python", "tests/benchmarks/inside.py")
 
 

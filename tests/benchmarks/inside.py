@@ -7,6 +7,7 @@ comes out is checked against NumPy and told in the same words.
 from __future__ import annotations
 
 import datetime
+import importlib
 import re
 import sys
 import textwrap
@@ -61,13 +62,18 @@ def outcome(run: Callable[[], Task]) -> str:
     try:
         task = run()
     except Exception as error:  # whatever a library raises is its answer
-        text = " ".join(str(error).split())
-        text = re.sub(r"[^ -~]|`|\*|https?://\S+", "", text)
-        short = text if len(text) < 120 else f"{text[:115].rstrip()} ..."
-        return f"``{type(error).__name__}``: {short}"
+        return said_by(error)
     right = same(task.value, task.wanted)
     said = "right" if right else f"no: {shown(task.value)}"
     return f"{said}; {task.note}" if task.note else said
+
+
+def said_by(error: Exception) -> str:
+    """An error in a few words."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"[^ -~]|`|\*|https?://\S+", "", text)
+    short = text if len(text) < 120 else f"{text[:115].rstrip()} ..."
+    return f"``{type(error).__name__}``: {short}"
 
 
 def same(value: Any, wanted: Any) -> bool:
@@ -559,6 +565,21 @@ LIBRARIES = {
 }  # fmt: skip
 
 
+def why_not_oryx() -> str:
+    """What becomes of importing oryx, whose `sow` and `reap` are made for these tasks."""
+    versions = " with ".join(
+        f"{name} {version(name)}" for name in ("oryx", "tensorflow-probability")
+    )
+    try:
+        importlib.import_module("oryx")
+    except Exception as error:  # whatever it raises is its answer
+        return (
+            f"oryx is not among them: {versions}, the newest releases of both, cannot be "
+            f"imported beside this jax. {said_by(error)}"
+        )
+    raise RuntimeError(f"{versions} can be imported: add its tasks.")
+
+
 def page(found: dict[str, dict[str, str]]) -> str:
     """The page: a section for each task, a line for each library."""
     names = ("flax", "dm-haiku", "penzai")
@@ -571,6 +592,7 @@ def page(found: dict[str, dict[str, str]]) -> str:
             "page (``nox -s rivals``). Right means: equal to what NumPy computes."
         ), "",
         *wrapped(f"On {datetime.date.today()}, jax {jax.__version__}, {versions}."), "",
+        *wrapped(why_not_oryx()), "",
         *wrapped(
             "In the first task all but axonlike run the whole model. Where layers are "
             "attributes, as in NNX and penzai, one can call those before ``c1`` by hand."
