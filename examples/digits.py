@@ -1,6 +1,6 @@
 """Train a conv net on the handwritten digits that ship inside scikit-learn.
 
-The model is one pipe; the training loop is plain JAX and optax. Run it with
+The model is one pipe, a training step one pure function, the loop `al.fit`. Run it with
 
     python3 run.py demo
 
@@ -14,33 +14,46 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pictures
-import rich
-from rich import progress
-from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import axonlike as al
 
 OUTPUT = Path(__file__).parent / "output"
-BATCH = 64
-EPOCH = 1437 // BATCH  # steps
+BATCH, EPOCHS = 64, 40
 INPUT = al.spec("b 8 8 1")
+
+
+@al.layer
+def shift() -> Any:
+    """In training, moves every image by up to one pixel; what comes in is paper."""
+
+    def apply(params: Any, x: jax.Array, *, key: jax.Array, train: bool) -> jax.Array:
+        if not train:
+            return x
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        corners = jax.random.randint(key, (x.shape[0], 2), 0, 3)
+        crop = functools.partial(jax.lax.dynamic_slice, slice_sizes=x.shape[1:])
+        return jax.vmap(lambda image, at: crop(image, (at[0], at[1], 0)))(
+            padded, corners
+        )
+
+    return None, apply
 
 
 def network() -> al.Layer:
     """The whole model: 8 by 8 images of one channel to ten logits."""
     return (
-        al.conv(32, (3, 3)) >> al.batch_norm(momentum=0.9) >> jax.nn.relu
+        shift()
+        >> al.conv(32, (3, 3)) >> al.batch_norm(momentum=0.9) >> jax.nn.relu
         >> al.conv(32, (3, 3)) >> al.batch_norm(momentum=0.9) >> jax.nn.relu
         >> al.max_pool((2, 2))
         >> al.conv(64, (3, 3)) >> al.batch_norm(momentum=0.9) >> jax.nn.relu
@@ -49,126 +62,34 @@ def network() -> al.Layer:
     )  # fmt: skip
 
 
-class Data(NamedTuple):
-    """Images `(n, 8, 8, 1)` from 0 to 1, and labels `(n,)`."""
-
-    x: Any
-    labels: Any
-
-
-class Training(NamedTuple):
-    """Everything that a training step changes."""
-
-    params: Any
-    state: Any
-    opt_state: Any
-    key: jax.Array
-
-
-def split_digits(seed: int) -> tuple[Data, Data]:
-    """1,437 digits to learn from and 360 held out, every class in proportion."""
+def split_digits(seed: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Images from 0 to 1 and labels: 1,437 to learn from, 360 held out, all classes."""
     images, labels = load_digits(return_X_y=True)
     x = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
-    labels = labels.astype(np.int32)
     x, x_held, labels, labels_held = train_test_split(
-        x, labels, test_size=360, stratify=labels, random_state=seed
+        x, labels.astype(np.int32), test_size=360, stratify=labels, random_state=seed
     )
-    return Data(x, labels), Data(x_held, labels_held)
+    return (x, labels), (x_held, labels_held)
 
 
-def batches(data: Data, steps: int, seed: int) -> Iterator[Data]:
-    """So many full batches, the digits shuffled anew for every pass over them."""
-    rng, order = np.random.default_rng(seed), np.zeros(0, int)
-    for _ in range(steps):
-        if len(order) < BATCH:
-            order = rng.permutation(len(data.labels))
-        rows, order = order[:BATCH], order[BATCH:]
-        yield Data(data.x[rows], data.labels[rows])
+def loss(logits: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """How far the logits of each image are from its label, a little softened."""
+    targets = optax.smooth_labels(jax.nn.one_hot(batch[1], 10), 0.1)
+    return optax.kl_divergence(jax.nn.log_softmax(logits), targets)
 
 
-def shift(key: jax.Array, x: jax.Array) -> jax.Array:
-    """Moves every image by up to one pixel; what comes in at the border is paper."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    corners = jax.random.randint(key, (x.shape[0], 2), 0, 3)
-    crop = functools.partial(jax.lax.dynamic_slice, slice_sizes=x.shape[1:])
-    return jax.vmap(lambda image, at: crop(image, (at[0], at[1], 0)))(padded, corners)
-
-
-def train_step(
-    model: al.Layer, optimizer: optax.GradientTransformation
-) -> Callable[[Training, Data], tuple[Training, jax.Array]]:
-    """A step of training: one compiled function that reuses the memory it is given."""
-
-    def loss(params: Any, state: Any, batch: Data, key: jax.Array) -> Any:
-        shift_key, model_key = jax.random.split(key)
-        x = shift(shift_key, batch.x)
-        logits, state = model.apply(params, state, x, key=model_key, train=True)
-        targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, 10), 0.1)
-        losses = optax.kl_divergence(jax.nn.log_softmax(logits), targets)
-        return losses.mean(), state
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(training: Training, batch: Data) -> tuple[Training, jax.Array]:
-        params, state, opt_state, key = training
-        key, step_key = jax.random.split(key)
-        value_and_grad = jax.value_and_grad(loss, has_aux=True)
-        (value, state), grads = value_and_grad(params, state, batch, step_key)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return Training(params, state, opt_state, key), value
-
-    return step
-
-
-def train(
-    model: al.Layer, data: Data, held: Data, steps: int, seed: int
-) -> tuple[Training, list[float], dict[int, float]]:
-    """Where training ends, the loss at every step, and held-out accuracy by step."""
-    key, init_key = jax.random.split(jax.random.key(seed))
-    params, state = model.init(init_key, INPUT)
+def train(model: al.Layer, data: Any, held: Any, steps: int | None, seed: int) -> Any:
+    """Where training ends, with the history of losses and of held-out accuracy."""
+    batches = al.batches(data, BATCH, key=seed, drop_last=True)
+    steps = steps or EPOCHS * len(batches)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 4e-3, steps // 4, steps)
     optimizer = optax.adamw(schedule, weight_decay=1e-3)
-    training = Training(params, state, optimizer.init(params), key)
-    step, predict = train_step(model, optimizer), jax.jit(model.predict)
-    losses: list[Any] = []
-    accuracies: dict[int, float] = {}
-    with progress.Progress(*COLUMNS) as bar:
-        task = bar.add_task("training", total=steps, loss=0.0, accuracy=0.0)
-        for at, batch in enumerate(batches(data, steps, seed), start=1):
-            training, value = step(training, batch)
-            losses.append(value)
-            bar.advance(task)
-            if at % EPOCH == 0 or at == steps:
-                logits = predict(training.params, training.state, held.x)
-                accuracies[at] = float((logits.argmax(-1) == held.labels).mean())
-                bar.update(task, loss=float(value), accuracy=accuracies[at])
-    return training, [float(value) for value in losses], accuracies
-
-
-COLUMNS = (
-    progress.TextColumn("{task.description}"),
-    progress.BarColumn(),
-    progress.MofNCompleteColumn(),
-    progress.TimeElapsedColumn(),
-    progress.TextColumn("loss {task.fields[loss]:.4f}"),
-    progress.TextColumn("held-out {task.fields[accuracy]:.2%}"),
-)
-
-
-def model_table(model: al.Layer, params: Any) -> Table:
-    """One row a layer: its path, kind, output and number of parameters."""
-    table = Table("path", "kind", "output", title=f"{count(params):,} parameters")
-    table.add_column("parameters", justify="right")
-    for at, (path, layer) in enumerate(al.layers(model)):
-        shape = model[: at + 1].output_spec(INPUT).shape
-        size = count(params.get(path))
-        table.add_row(path, layer.kind, str(shape), f"{size:,}" if size else "")
-    return table
-
-
-def count(tree: Any) -> int:
-    """The number of parameters in a tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+    step = al.train_step(model, loss, optimizer, metrics=al.metrics.accuracy())
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params, state = model.init(init_key, INPUT)
+    held = al.batches(held, len(held[1]))
+    ts = step.start(params, state, key=key)
+    return al.fit(step, ts, batches, steps=steps, validate=held)
 
 
 RUN = """to run the model, for any number of images x, float32[n, 8, 8, 1] from 0 to 1:
@@ -194,26 +115,25 @@ def main(steps: int | None = None, seed: int = 0, output: Path = OUTPUT) -> floa
     start = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     model, (data, held) = network(), split_digits(seed)
-    print(f"{len(data.labels)} digits to learn from, {len(held.labels)} held out")
-    shapes, _ = jax.eval_shape(model.init, jax.random.key(seed), INPUT)
-    rich.print(model_table(model, shapes))
-    training, losses, accuracies = train(model, data, held, steps or 40 * EPOCH, seed)
-    params, state = training.params, training.state
+    print(f"{len(data[1])} digits to learn from, {len(held[1])} held out")
+    print(al.summary(model, INPUT))
+    trained = train(model, data, held, steps, seed)
+    params, state = trained.state.params, trained.state.model_state
 
-    predict = jax.jit(model.predict)
-    logits = predict(params, state, held.x)
+    predict, (x, labels) = jax.jit(model.predict), held
+    logits = predict(params, state, x)
     file = output / "digits.safetensors"
     al.save(file, params, state)
-    again = predict(*al.load(file, model, INPUT), held.x)
+    again = predict(*al.load(file, model, INPUT), x)
     if not np.array_equal(logits, again):
         raise RuntimeError("the weights that were read back predict something else")
 
-    pictures.draw_curves(output / "curves.png", losses, accuracies)
+    pictures.draw_curves(output / "curves.png", trained.history)
     probabilities = np.asarray(jax.nn.softmax(logits))
-    pictures.draw_digits(output / "digits.png", held.x, held.labels, probabilities)
-    right = int((logits.argmax(-1) == held.labels).sum())
-    accuracy = right / len(held.labels)
-    print(f"held-out accuracy {accuracy:.2%} ({right} of {len(held.labels)})")
+    pictures.draw_digits(output / "digits.png", x, labels, probabilities)
+    right = int((logits.argmax(-1) == labels).sum())
+    accuracy = right / len(labels)
+    print(f"held-out accuracy {accuracy:.2%} ({right} of {len(labels)})")
     print("weights written and read back: the predictions are identical")
     export(model, params, state, output)
     print(f"pictures and weights: {os.path.relpath(output)}")

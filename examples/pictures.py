@@ -24,13 +24,14 @@ STYLE = {
 ROWS, COLUMNS = 4, 10
 
 
-def draw_curves(file: Path, losses: list[float], accuracies: dict[int, float]) -> None:
+def draw_curves(file: Path, history: Any) -> None:
     """The loss at every step, and the accuracy on the held-out digits as it went."""
+    losses, held = history["loss"], "validation_accuracy"
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8, 5.2), layout="constrained")
         top, bottom = figure.subplots(2, sharex=True, height_ratios=(3, 2))
         draw_losses(top, losses)
-        draw_accuracies(bottom, accuracies)
+        draw_accuracies(bottom, history.steps(held), 100 * history[held])
         bottom.set(xlabel="training step", xlim=(0, len(losses) * 1.09))
         figure.suptitle(
             "Handwritten digits: training", x=0.01, ha="left", weight="bold"
@@ -38,7 +39,7 @@ def draw_curves(file: Path, losses: list[float], accuracies: dict[int, float]) -
         figure.savefig(file, dpi=150)
 
 
-def draw_losses(axis: Axes, losses: list[float]) -> None:
+def draw_losses(axis: Axes, losses: Any) -> None:
     """Every batch, and a running mean."""
     steps, width = np.arange(1, len(losses) + 1), min(22, len(losses))
     means = np.convolve(losses, np.ones(width) / width, mode="valid")
@@ -54,9 +55,8 @@ def draw_losses(axis: Axes, losses: list[float]) -> None:
     axis.legend(frameon=False)
 
 
-def draw_accuracies(axis: Axes, accuracies: dict[int, float]) -> None:
+def draw_accuracies(axis: Axes, steps: Any, values: Any) -> None:
     """Accuracy in percent, the last value written out."""
-    steps, values = list(accuracies), [100 * value for value in accuracies.values()]
     axis.plot(steps, values, color=RIGHT, marker="o", ms=3)
     axis.annotate(
         f" {values[-1]:.1f} %", (steps[-1], values[-1]), color=RIGHT, va="center"
