@@ -62,25 +62,34 @@ class Bar(Silent):
 
     def __init__(self, console: Any) -> None:
         progress: Any = optional("rich.progress", "fit")
+        live: Any = optional("rich.live", "fit")
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
+            progress.BarColumn(20),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[rate]}"),
-            progress.TextColumn("{task.fields[metrics]}"),
-            console=console,
-            auto_refresh=False,
         )
-        self._task: Any = None
+        self._metrics = ""
+        self._live = live.Live(
+            console=console, auto_refresh=False, get_renderable=self._picture
+        )
+        self._task = self._bar.add_task("", total=None, rate="")
         self._smooth: dict[str, Smooth] = {}
         self._rate = Smooth()
-        self._last = 0, 0.0
+        self._last: tuple[int, float | None] = 0, None
+
+    def _picture(self) -> Any:
+        """The bar, and below it the metrics, as many as there is room for."""
+        console: Any = optional("rich.console", "fit")
+        text: Any = optional("rich.text", "fit")
+        below = text.Text(self._metrics, no_wrap=True, overflow="ellipsis")
+        return console.Group(self._bar.get_renderable(), below)
 
     def start(self, loop: Any) -> None:
         """Draws it for the first time."""
-        self._last = loop.step, time.monotonic()
-        self._task = self._bar.add_task("", total=None, rate="", metrics="")
-        self._bar.start()
+        self._last = loop.step, None
+        self._live.start()
+        self.tick(loop)
 
     def measured(self, metrics: Mapping[str, Any]) -> None:
         """Smooths them."""
@@ -94,8 +103,9 @@ class Bar(Silent):
     def tick(self, loop: Any) -> None:
         """Draws it anew."""
         now, (step, then) = time.monotonic(), self._last
-        if loop.step > step and now > then:
-            self._rate.add((loop.step - step) / (now - then))
+        if loop.step > step:
+            if then is not None and now > then:  # the first step compiles: left out
+                self._rate.add((loop.step - step) / (now - then))
             self._last = loop.step, now
         shown = {name: smooth.value for name, smooth in self._smooth.items()}
         shown |= {k: v for k, v in loop.latest.items() if k.startswith("validation_")}
@@ -106,14 +116,14 @@ class Bar(Silent):
             completed=loop.step,
             total=loop.expected,
             rate=self._speed(loop),
-            metrics=line(shown),
-            refresh=True,
         )
+        self._metrics = line(shown)
+        self._live.refresh()
 
     def close(self, loop: Any) -> None:
         """Draws it for the last time."""
         self.tick(loop)
-        self._bar.stop()
+        self._live.stop()
 
     def _speed(self, loop: Any) -> str:
         rate = self._rate.value
