@@ -126,6 +126,29 @@ MISTAKES = {
         "batches: key must be one of jax.random.key(seed), or an int from 0 on, got "
         "float.",
     ),
+    "position": (
+        lambda: al.batches((X,), 4).set_state({"epoch": 1}),
+        ValueError,
+        "batches: expected a state with seed, epoch and step, got {epoch: int}. "
+        "Pass what get_state() returned.",
+    ),
+    "one batch": (
+        lambda: al.evaluate(MODEL, PARAMS, STATE, (X, LABELS), loss=loss),
+        TypeError,
+        "evaluate: expected data to be an iterable of batches, got "
+        "(float32[23, 4], int64[23]), which is one. Write [batch], or "
+        "al.batches(arrays, batch_size).",
+    ),
+    "no model": (
+        lambda: al.predict_batches(jnp.tanh, {}, {}, []),
+        TypeError,
+        "predict_batches: expected a layer, got PjitFunction. Write al.lift(function).",
+    ),
+    "size of a batch": (
+        lambda: al.predict_batches(MODEL, PARAMS, STATE, [], batch_size=0),
+        ValueError,
+        "predict_batches: batch_size must be a positive int, got 0.",
+    ),
     "evaluate nothing": (
         lambda: al.evaluate(al.dense(3), {}, {}, []),
         ValueError,

@@ -367,6 +367,12 @@ def test_what_is_not_finite_is_found_with_its_path_and_step(where, text):
     assert jax.tree.all(jax.tree.map(np.array_equal, r.state.params, ts.params))
 
 
+def test_a_number_that_no_step_returns_cannot_be_watched():
+    watch = al.callbacks.stop_on_nonfinite("los")
+    with pytest.raises(al.PathError, match="stop_on_nonfinite: .*Nearest: 'loss'"):
+        al.fit(count, 0, [None], epochs=1, callbacks=[watch])
+
+
 def test_finite_training_is_left_alone():
     step, ts, data = breaking(1.0)
     watch = al.callbacks.stop_on_nonfinite(every=5)
@@ -383,7 +389,23 @@ def test_finite_training_is_left_alone():
     [
         (
             lambda: al.callbacks.early_stopping(patience=0),
-            "early_stopping: patience must be positive, got 0.",
+            "early_stopping: patience must be a positive int, got 0.",
+        ),
+        (
+            lambda: al.callbacks.early_stopping(patience="a"),
+            "early_stopping: patience must be a positive int, got 'a'.",
+        ),
+        (
+            lambda: al.callbacks.plateau(patience=2.5),
+            "plateau: patience must be a positive int, got 2.5.",
+        ),
+        (
+            lambda: al.callbacks.time_limit("a"),
+            "time_limit: seconds must be positive, got 'a'.",
+        ),
+        (
+            lambda: al.callbacks.profile("x", start=jnp.zeros(3)),
+            "profile: start must be a positive int, got float32[3].",
         ),
         (
             lambda: al.callbacks.early_stopping(mode="least"),
@@ -407,20 +429,51 @@ def test_finite_training_is_left_alone():
         ),
         (
             lambda: al.callbacks.checkpoint("x", keep=0),
-            "checkpoint: keep must be positive, got 0.",
+            "checkpoint: keep must be a positive int, got 0.",
         ),
         (
             lambda: al.callbacks.stop_on_nonfinite(every=0),
-            "stop_on_nonfinite: every must be positive, got 0.",
+            "stop_on_nonfinite: every must be a positive int, got 0.",
         ),
         (
             lambda: al.callbacks.tensorboard("x", every=0),
-            "tensorboard: every must be positive, got 0.",
+            "tensorboard: every must be a positive int, got 0.",
         ),
     ],
 )
 def test_options_out_of_range_are_told_at_once(make, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
+        make()
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: al.callbacks.early_stopping(3),
+            "early_stopping: expected the name of a metric, got int.",
+        ),
+        (
+            lambda: al.callbacks.early_stopping(baseline="low"),
+            "early_stopping: baseline must be a number, got 'low'.",
+        ),
+        (
+            lambda: al.callbacks.plateau(lowest="low"),
+            "plateau: lowest must be a number, got 'low'.",
+        ),
+        (
+            lambda: al.callbacks.checkpoint("x", best=3),
+            "checkpoint: expected the name of a metric, got int.",
+        ),
+        (
+            lambda: al.with_learning_rate({}, "low"),
+            "with_learning_rate: value must be a number, got 'low'.",
+        ),
+    ],
+)
+def test_options_of_another_kind_are_told_at_once(make, message):
+    with pytest.raises(TypeError) as caught:
         make()
     assert str(caught.value) == message
 

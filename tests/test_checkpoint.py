@@ -274,6 +274,28 @@ def test_a_checkpoint_that_could_not_be_found_again_is_refused(tmp_path, step, k
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_array_is_told_by_path_and_nothing_is_written(tmp_path):
+    with pytest.raises(TypeError) as caught:
+        al.save_checkpoint(tmp_path / "new", 1, {"a": {"f": print}})
+    assert str(caught.value) == (
+        "checkpoint: expected an array, a number or text for 'state/a/f', got "
+        "builtin_function_or_method. Leave it out of the state."
+    )
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_order_that_cannot_be_found_again_is_told(tmp_path):
+    class RandomSampler:
+        pass
+
+    class Loader(list):
+        sampler = RandomSampler()
+
+    saving = al.callbacks.checkpoint(tmp_path)
+    with pytest.warns(UserWarning, match="the order that a RandomSampler makes is not"):
+        al.fit(lambda s, b: (s, {}), 0, Loader([1, 2]), epochs=1, callbacks=[saving])
+
+
 def test_other_metrics_than_before_are_told(tmp_path):
     def step(state, batch):
         return state, {"loss": 1.0}

@@ -216,6 +216,17 @@ def test_a_generator_lasts_for_one_epoch():
         al.fit(count, 0, (float(i) for i in range(5)), epochs=2)
 
 
+def test_numbers_of_numpy_and_jax_are_numbers():
+    data = al.batches((np.arange(6.0),), np.int64(2), key=np.int64(1))
+    r = al.fit(
+        lambda s, b: (s + 1, {}), 0, data, steps=jnp.int32(5), epochs=np.int64(2),
+        validate=lambda state: {"loss": 1.0}, validate_every=np.int64(2),
+        callbacks=[al.callbacks.early_stopping(
+            patience=np.int64(9), restore_best=False)],
+    )  # fmt: skip
+    assert r.state == 5
+
+
 # --- data
 
 
@@ -475,10 +486,10 @@ def test_a_run_compiles_one_step():
 # --- what is shown
 
 
-def screen(monkeypatch, **options):
+def screen(monkeypatch, width=80):
     console = pytest.importorskip("rich.console")
     text = io.StringIO()
-    made = console.Console(file=text, force_terminal=True, width=100, **options)
+    made = console.Console(file=text, force_terminal=True, width=width)
     monkeypatch.setattr(console, "Console", lambda **_: made)
     return text
 
@@ -491,13 +502,38 @@ def test_a_terminal_shows_a_bar_with_rate_time_left_and_numbers(monkeypatch):
         count, 0, [2.0] * 50, epochs=2, verbose=1,
         validate=lambda state: {"loss": 0.25},
     )  # fmt: skip
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
-    assert "epoch 1/2" in plain
-    last = plain.strip().splitlines()[-1]
-    assert re.fullmatch(
-        r"epoch 2/2 \S+ 100/100 [\d.]+ steps/s, 0 s left loss 2  validation_loss 0.25",
-        last.strip(),
-    )
+    assert "epoch 1/2" in plain(text)
+    bar, numbers = plain(text).strip().splitlines()[-2:]
+    assert re.fullmatch(r"epoch 2/2 \S+ 100/100 [\d.]+ steps/s, 0 s left", bar.strip())
+    assert numbers.strip() == "loss 2  validation_loss 0.25"
+
+
+def plain(text):
+    """What is on a screen, without colors."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue())
+
+
+def test_a_bar_has_room_for_itself_however_many_numbers_there_are(monkeypatch):
+    text = screen(monkeypatch, width=60)
+    many = {f"a long name {i}": 0.125 for i in range(9)}
+    al.fit(lambda s, b: (s, many), 0, [1.0] * 4, epochs=2, verbose=1)
+    bar, numbers = plain(text).strip().splitlines()[-2:]
+    assert re.search(r"^epoch 2/2 .* 8/8 .* left$", bar.strip())
+    assert re.search(r"^a long name 0 0.125  a long name 1 .*\u2026$", numbers.strip())
+
+
+def test_the_first_step_which_compiles_is_not_in_the_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    def step(state, batch):
+        now[0] += 1 if state else 99
+        return state + 1, {}
+
+    text = screen(monkeypatch)
+    al.fit(step, 0, [1.0] * 9, epochs=1, verbose=1)
+    assert " 9/9 1.0 steps/s, 0 s left" in plain(text)
+    assert "99" not in plain(text)
 
 
 def test_nothing_is_shown_where_there_is_no_terminal(capsys):
@@ -627,8 +663,18 @@ def test_what_is_wrong_with_the_rest_is_told():
     with pytest.raises(TypeError) as caught:
         al.fit(lambda s, b: (s, b), 0, [1.0], epochs=1)
     assert str(caught.value) == (
-        "fit: expected a step to return (state, logs), logs being a dict, got float for "
-        "the logs. Return {'loss': loss}."
+        "fit: expected a step to return (state, logs), logs being a dict of numbers by "
+        "name, got float for the logs. Return state, {'loss': loss}."
+    )
+    for result, shown in ((0, "int"), ((0, {1: 2.0}), "{1: float} for the logs")):
+        with pytest.raises(TypeError) as caught:
+            al.fit(lambda s, b, r=result: r, 0, [1.0], epochs=1)
+        assert f"by name, got {shown}. Return state" in str(caught.value)
+    with pytest.raises(TypeError) as caught:
+        al.fit(count, 0, [1.0], epochs=1, validate=lambda state: 1.0)
+    assert str(caught.value) == (
+        "fit: expected validate to return a dict of numbers by name, got float. "
+        "Return {'loss': loss}."
     )
     with pytest.raises(TypeError) as caught:
         al.fit(lambda s, b: (s, {"loss": "low"}), 0, [1.0], epochs=1)
@@ -651,5 +697,7 @@ def test_an_event_that_there_is_not_is_told():
         "when: nothing is called 'step_complete'. "
         "Nearest: 'step_completed', 'epoch_completed', 'completed'."
     )
-    with pytest.raises(ValueError, match=re.escape("when: every must be positive")):
+    with pytest.raises(
+        ValueError, match=re.escape("when: every must be a positive int")
+    ):
         al.when("step_completed", print, every=0)

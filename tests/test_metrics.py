@@ -309,6 +309,23 @@ def test_another_number_of_classes_is_told():
         M.precision(0)
 
 
+def test_lists_are_arrays():
+    for metric, y, targets in (
+        (M.accuracy(), [[1.0, 2.0], [2.0, 1.0]], [1, 1]),
+        (M.mean_squared_error(), [1.0, 2.0], [0.0, 0.0]),
+    ):
+        given = metric.compute(metric.update(y, targets, [True, True]))
+        assert given == metric.compute(metric.update(np.array(y), np.array(targets)))
+
+
+def test_a_label_that_is_no_class_has_no_perplexity():
+    metric, y = M.perplexity(), jnp.zeros((2, 3))
+    state = metric.update(y, jnp.array([-1, 2]))
+    assert np.isnan(metric.compute(state))
+    state = metric.update(y, jnp.array([-1, 2]), jnp.array([False, True]))
+    np.testing.assert_allclose(metric.compute(state), 3, rtol=1e-6)
+
+
 def test_equal_metrics_are_one_object():
     assert M.accuracy() is M.accuracy()
     assert M.top_k(2) is not M.top_k(3)
@@ -342,6 +359,26 @@ MISTAKES = {
         lambda: M.confusion_matrix(2.0),
         ValueError,
         "confusion_matrix: num_classes must be a positive int, got 2.0.",
+    ),
+    "text": (
+        lambda: M.accuracy().update("a", "b"),
+        TypeError,
+        "accuracy: expected arrays of numbers, got str.",
+    ),
+    "one number": (
+        lambda: M.top_k(2).update(1.0, 1),
+        al.ShapeError,
+        "top_k: expected predictions (..., classes), got float64[].",
+    ),
+    "threshold": (
+        lambda: M.recall(threshold="a"),
+        TypeError,
+        "recall: threshold must be a number, got 'a'.",
+    ),
+    "no function": (
+        lambda: M.mean(3),
+        TypeError,
+        "mean: expected a function of (predictions, targets), got int.",
     ),
     "average": (
         lambda: M.f1(3, average="weighted"),

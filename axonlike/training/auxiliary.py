@@ -56,13 +56,16 @@ def check_aux(aux: Any) -> None:
     if aux is not None and not isinstance(aux, Mapping):
         raise TypeError(f"aux: expected a dict, got {show(aux)}. Write {{glob: 0.01}}.")
     for where, weight in cast("Aux", aux or {}).items():
-        if not callable(weight) and not isinstance(
-            weight, (Real, jax.Array, np.ndarray)
-        ):
+        if not callable(weight) and not is_weight(weight):
             raise TypeError(
                 f"aux: expected a weight or a function for {spelled(where)!r}, "
                 f"got {show(weight)}. Write {{glob: 0.01}}."
             )
+
+
+def is_weight(value: Any) -> bool:
+    """Whether a loss can be multiplied by it."""
+    return isinstance(value, (Real, jax.Array, np.ndarray))
 
 
 def auxiliary(

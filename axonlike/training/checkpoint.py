@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import operator
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ import numpy as np
 from axonlike.errors import PathError, ShapeError
 from axonlike.extras import optional
 from axonlike.spec import show
+from axonlike.training.options import whole, whole_or_none
 from axonlike.types import PyTree
 
 ARRAYS, MANIFEST = "arrays", "manifest.json"
@@ -79,11 +79,8 @@ def save_checkpoint(
         >>> path.name, al.load_checkpoint(folder)["weight"]
         ('step-00000100', array([1., 1., 1.], dtype=float32))
     """
-    count = _whole(step)
-    if count is None or count < 0:
-        raise ValueError(f"save_checkpoint: step must be an int from 0 on, got {step}.")
-    if keep is not None and (_whole(keep) or 0) < 1:
-        raise ValueError(f"save_checkpoint: keep must be a positive int, got {keep}.")
+    count = whole("save_checkpoint", "step", step, lowest=0)
+    keep = whole_or_none("save_checkpoint", "keep", keep)
     path = write(Path(folder), f"step-{count:08}", {"state": state})
     if keep is not None:
         prune(Path(folder), "step", keep)
@@ -129,14 +126,6 @@ def load_checkpoint(
             f"load_checkpoint: {os.fspath(folder)} has no checkpoint that is whole."
         )
     return saved.tree["state"] if state is None else filled(saved, state)
-
-
-def _whole(value: Any) -> int | None:
-    """An int, of Python or an array; None for what is none."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        return None
 
 
 # --- a tree as flat arrays and values, by name
@@ -236,12 +225,12 @@ def write(folder: Path, name: str, tree: Mapping[str, Any]) -> Path:
             f"checkpoint: {jax.process_count()} processes hold the arrays. "
             "Use orbax's own CheckpointManager, which has them agree."
         )
+    leaves = dict(in_order(dict(tree)))
+    arrays = {n: _raw(n, leaf) for n, leaf in leaves.items() if not _is_plain(leaf)}
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     unfinished = folder / f"{WRITING}{name}"
     unfinished.mkdir()
-    leaves = dict(in_order(dict(tree)))
-    arrays = {n: _raw(leaf) for n, leaf in leaves.items() if not _is_plain(leaf)}
     _write_arrays(unfinished / ARRAYS, {n: a for n, a in arrays.items() if a.size})
     manifest = {
         "format": FORMAT,
@@ -285,11 +274,17 @@ def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, PLAIN)
 
 
-def _raw(leaf: Any) -> Any:
+def _raw(name: str, leaf: Any) -> Any:
     """An array as orbax takes it: keys as the numbers that they are."""
     if is_key(leaf):
         return jax.random.key_data(leaf)
-    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    array = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+    if array.dtype.kind in "OUSM":
+        raise TypeError(
+            f"checkpoint: expected an array, a number or text for {name!r}, got "
+            f"{show(leaf)}. Leave it out of the state."
+        )
+    return array
 
 
 def _orbax() -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any, cast
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from axonlike.spec import show
 from axonlike.training.batch import as_arrays, marked, rows_of
+from axonlike.training.options import whole
 from axonlike.types import PyTree
 
 
@@ -69,10 +71,16 @@ class Batches:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from there: the next iteration is what is left of that epoch."""
-        seed = state["seed"]
-        self._seed = None if seed is None else [int(word) for word in seed]
-        self._position = (int(state["epoch"]), int(state["step"]))
-        self._resumed = True
+        try:
+            seed, epoch, step = (state[name] for name in ("seed", "epoch", "step"))
+            words = None if seed is None else [int(word) for word in seed]
+            position = int(epoch), int(step)
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"batches: expected a state with seed, epoch and step, got {show(state)}. "
+                "Pass what get_state() returned."
+            ) from None
+        self._seed, self._position, self._resumed = words, position, True
 
 
 def batches(
@@ -112,14 +120,7 @@ def batches(
         >>> shuffled.get_state()
         {'seed': [0], 'epoch': 0, 'step': 1}
     """
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int)
-        or batch_size < 1
-    ):
-        raise ValueError(
-            f"batches: batch_size must be a positive int, got {batch_size!r}."
-        )
+    batch_size = whole("batches", "batch_size", batch_size)
     data = jax.tree.map(np.asarray, as_arrays(arrays))
     made = Batches(data, batch_size, _words(key), drop_last)
     if not len(made):
@@ -134,8 +135,8 @@ def _words(key: Any) -> list[int] | None:
     """A key as plain numbers."""
     if key is None:
         return None
-    if isinstance(key, int) and not isinstance(key, bool) and key >= 0:
-        return [key]
+    if isinstance(key, Integral) and not isinstance(key, bool) and int(key) >= 0:
+        return [int(key)]
     dtype: Any = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)

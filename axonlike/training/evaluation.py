@@ -14,8 +14,9 @@ from axonlike.layer import Layer
 from axonlike.training.batch import as_arrays, inputs_of, padded, rows_of, size_of
 from axonlike.training.each import WholeBatchError
 from axonlike.training.loss import Loss, loss_fn, losses_of
+from axonlike.training.means import merge_means, value_of_mean
 from axonlike.training.metric import Metric, States, named
-from axonlike.training.metrics import merge_means, value_of_mean
+from axonlike.training.options import check_data, check_layer, whole_or_none
 from axonlike.types import Array, Params, PyTree, State
 
 
@@ -44,6 +45,7 @@ class Evaluation:
         self, params: Params, state: State, data: Iterable[Any], size: int | None
     ) -> dict[str, Any]:
         """Runs the model on all batches; nothing waits before the last."""
+        check_data("evaluate", data)
         total: Any = {}
         merge = cast(Any, self._merge)
         parts: dict[str, list[Any]] = {}
@@ -163,6 +165,8 @@ def evaluate(
         >>> scores["accuracy"] in (0.0, 1.0)
         True
     """
+    check_layer("evaluate", model)
+    batch_size = whole_or_none("evaluate", "batch_size", batch_size)
     if loss is None and not named(metrics):
         raise ValueError("evaluate: nothing to measure. Pass loss=, metrics= or both.")
     try:
@@ -230,7 +234,15 @@ def predict_batches(
         >>> [y.shape for y in al.predict_batches(model, params, state, data)]
         [(4, 3), (4, 3), (2, 3)]
     """
-    predict = jax.jit(model.predict)
+    check_layer("predict_batches", model)
+    batch_size = whole_or_none("predict_batches", "batch_size", batch_size)
+    check_data("predict_batches", data)
+    return _predictions(jax.jit(model.predict), params, state, data, batch_size)
+
+
+def _predictions(
+    predict: Any, params: Params, state: State, data: Iterable[Any], batch_size: Any
+) -> Iterator[PyTree]:
     for given in data:
         size = batch_size or size_of(given)
         x = as_arrays(inputs_of(given))
@@ -238,5 +250,5 @@ def predict_batches(
             yield predict(params, state, x)
             continue
         count = rows_of(x)
-        y: Any = cast(Any, predict)(params, state, padded(x, size).batch)
+        y: Any = predict(params, state, padded(x, size).batch)
         yield y if count == size else jax.tree.map(partial(_first, count), y)

@@ -9,6 +9,8 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from axonlike.errors import PathError
+from axonlike.spec import show
+from axonlike.training.options import positive, whole_or_none
 
 EVENTS = (
     "started",
@@ -122,7 +124,11 @@ def when(
         raise TypeError(
             f"when: expected a function of the loop, got {type(function).__name__}."
         )
-    _positive(every=every, seconds=seconds, before=before, after=after)
+    every, before, after = (
+        whole_or_none("when", name, value)
+        for name, value in (("every", every), ("before", before), ("after", after))
+    )
+    positive("when", seconds=seconds)
     filters = Filters(every, seconds, first, before, after, once)
 
     def bind(loop: Any) -> Handlers:
@@ -192,10 +198,10 @@ def _through(gate: Gate, function: Handler, loop: Any) -> None:
 
 def bound(callbacks: Sequence[Callback], loop: Any) -> dict[str, Handlers]:
     """What every callback does in a run, by a name under which it is saved."""
-    if callable(callbacks):
+    if not isinstance(callbacks, (list, tuple)):
+        what = f"{_name(callbacks)} alone" if callable(callbacks) else show(callbacks)
         raise TypeError(
-            f"fit: expected a list of callbacks, got {_name(callbacks)} alone. "
-            "Write callbacks=[...]."
+            f"fit: expected a list of callbacks, got {what}. Write callbacks=[...]."
         )
     found: dict[str, Handlers] = {}
     for callback in callbacks:
@@ -219,9 +225,3 @@ def _name(callback: Any) -> str:
     """The factory that made a callback, as in `early_stopping.<locals>.bind`."""
     name = getattr(callback, "__qualname__", type(callback).__name__)
     return cast(str, name).partition(".")[0]
-
-
-def _positive(**numbers: float | None) -> None:
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"when: {name} must be positive, got {value}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, cast
@@ -11,7 +12,6 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from axonlike.spec import show
 from axonlike.training.data import Batches
 
 Data = Iterable[Any]
@@ -25,11 +25,6 @@ class Feed:
     """
 
     def __init__(self, data: Data) -> None:
-        if not hasattr(data, "__iter__"):
-            raise TypeError(
-                f"fit: expected data to be an iterable of batches, got {show(data)}. "
-                "Pass al.batches(arrays, batch_size), a list, or a loader."
-            )
         self._data: Any = data
         self._iterator: Any = None
         self.take = _as_it_is if isinstance(data, Batches) else own
@@ -56,6 +51,14 @@ class Feed:
         for source in (self._iterator, self._data):
             if hasattr(source, "get_state"):
                 return _encoded(source.get_state())
+        sampler = type(getattr(self._data, "sampler", None)).__name__
+        if sampler not in ("NoneType", "SequentialSampler"):
+            text = (
+                f"fit: the order that a {sampler} makes is not in a checkpoint: what is "
+                "resumed from it sees the data in another order, some of it twice. Use "
+                "al.batches or grain for a resume that is exact."
+            )
+            warnings.warn(text, stacklevel=2)
         return None
 
     def __len__(self) -> int:

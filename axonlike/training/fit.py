@@ -13,6 +13,7 @@ from axonlike.training.events import Callback, bound
 from axonlike.training.feed import Feed
 from axonlike.training.history import History
 from axonlike.training.loop import Loop, Plan, Step
+from axonlike.training.options import check_data, whole_or_none
 from axonlike.training.watch import Mode
 from axonlike.types import PyTree
 
@@ -94,8 +95,19 @@ def fit(
         >>> int(r.state.step), len(r.history["loss"]), bool(r.history["loss"][-1] < 0.01)
         (40, 40, True)
     """
-    _check(step, epochs=epochs, steps=steps, validate_every=validate_every)
-    _check_data(data)
+    if not callable(step):
+        raise TypeError(
+            f"fit: expected a step (state, batch) -> (state, logs), got {show(step)}. "
+            "Make one with al.train_step(model, loss, optimizer)."
+        )
+    epochs, steps = (
+        whole_or_none("fit", name, value)
+        for name, value in (("epochs", epochs), ("steps", steps))
+    )
+    if epochs is None and steps is None:
+        raise ValueError("fit: how long? Pass epochs=, or steps=, or both.")
+    validate_every = whole_or_none("fit", "validate_every", validate_every)
+    check_data("fit", data)
     if validate is None and validate_every is not None:
         raise ValueError("fit: validate_every says when, and validate= is not given.")
     validation = None if validate is None else _validation(step, validate)
@@ -107,31 +119,6 @@ def fit(
         loop.set_state(filled(saved, state), saved.tree)
     loop.run()
     return Fitted(loop.state, loop.history, loop.halted)
-
-
-def _check(step: Any, **numbers: int | None) -> None:
-    if not callable(step):
-        raise TypeError(
-            f"fit: expected a step (state, batch) -> (state, logs), got {show(step)}. "
-            "Make one with al.train_step(model, loss, optimizer)."
-        )
-    for name, value in numbers.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise ValueError(f"fit: {name} must be a positive int, got {value!r}.")
-    if numbers["epochs"] is None and numbers["steps"] is None:
-        raise ValueError("fit: how long? Pass epochs=, or steps=, or both.")
-
-
-def _check_data(data: Any) -> None:
-    """Refuses one batch where several are expected."""
-    items = cast("tuple[Any, ...]", data) if isinstance(data, tuple) else ()
-    arrays = bool(items) and all(getattr(item, "ndim", 0) for item in items)
-    if arrays or isinstance(data, (Mapping, str)):
-        raise TypeError(
-            f"fit: expected data to be an iterable of batches, got {show(data)}, which "
-            "is one. Write [batch], or al.batches(arrays, batch_size)."
-        )
 
 
 def _resumed(path: Path) -> Saved | None:

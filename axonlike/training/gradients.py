@@ -18,6 +18,7 @@ from axonlike.surgery import trainable
 from axonlike.training.batch import both, mask_of, rows_of
 from axonlike.training.loss import Loss, Out, Share, loss_fn
 from axonlike.training.metric import Metric, States, named
+from axonlike.training.options import whole
 from axonlike.types import Array, Key, Params, PyTree, State, to_dtype
 
 
@@ -63,7 +64,7 @@ def grad_fn(
         ['dense_1']
     """
     function = loss_fn(model, loss, **options)
-    check_count("accumulate", accumulate)
+    accumulate = whole("accumulate", "the number of parts", accumulate)
     measures = named(options.get("metrics"))
 
     def grads(
@@ -106,14 +107,13 @@ def grad_fn(
     return grads
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuses what is not a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive int, got {value!r}.")
-
-
 def parted(model: Layer, params: Params, where: Where) -> tuple[Params, Params]:
     """The params that are trained, and the others; integers have no gradient."""
+    if not paths(params):
+        raise ValueError(
+            "train_step: the params have no arrays, so there is nothing to train. "
+            "Pass params, state in the order in which init returned them."
+        )
     still = {path for path, is_free in paths(trainable(model, params)) if not is_free}
     free = {
         path
@@ -185,7 +185,7 @@ def _summed(
         return (out.state, total), out.metrics
 
     index = None if key is None else jnp.arange(parts, dtype=jnp.uint32)
-    batch, rows, share = cast(Any, jax.tree.map(itemgetter(0), pieces))
+    batch, rows, share = jax.tree.map(itemgetter(0), pieces)
     shapes: Any = jax.eval_shape(one, state, batch, key, rows, share)
     (value, out), grad = shapes
     like = value, out.terms, grad

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -77,13 +77,21 @@ def _is_float(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
-def check(logs: Any) -> None:
-    """The logs of a first step are a dict, or an error that says so."""
-    if not isinstance(logs, Mapping):
+def check(result: Any) -> None:
+    """What a first step returns is a pair with a dict, or an error that says so."""
+    is_pair = isinstance(result, tuple) and len(cast("tuple[Any, ...]", result)) == 2
+    if not is_pair or not is_logs(result[1]):
+        what = f"{show(result[1])} for the logs" if is_pair else show(result)
         raise TypeError(
-            f"fit: expected a step to return (state, logs), logs being a dict, got "
-            f"{type(logs).__name__} for the logs. Return {{'loss': loss}}."
+            "fit: expected a step to return (state, logs), logs being a dict of numbers "
+            f"by name, got {what}. Return state, {{'loss': loss}}."
         )
+
+
+def is_logs(found: Any) -> bool:
+    """Whether it is numbers by name."""
+    names = cast("Mapping[Any, Any]", found) if isinstance(found, Mapping) else (0,)
+    return all(isinstance(name, str) for name in names)
 
 
 def _is_ready(value: Any) -> bool:

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from axonlike.errors import PathError
+from axonlike.spec import show
 from axonlike.training.batch import count_of
 from axonlike.training.events import EVENTS, Handler, Handlers
 from axonlike.training.feed import Feed
 from axonlike.training.history import History
-from axonlike.training.logs import Logs, check, number
+from axonlike.training.logs import Logs, check, is_logs, number
 from axonlike.training.merged import Merged
 from axonlike.training.progress import REFRESH, display
 from axonlike.training.watch import VALIDATION, Mode, Watch
@@ -233,9 +234,10 @@ class Loop:
         weigh = self._weights.append
         for each in batches:
             self.batch = batch = take(each)
-            self.state, logs = run(self.state, batch)
+            result = run(self.state, batch)
             if not self._used:
-                check(logs)
+                check(result)
+            self.state, logs = result
             self.step += 1
             self._used += 1
             weigh(count_of(batch))
@@ -269,9 +271,15 @@ class Loop:
 
     def _validate(self) -> None:
         validate: Any = self._plan.validate
+        found = validate(self.view(self.state))
+        if not is_logs(found):
+            raise TypeError(
+                "fit: expected validate to return a dict of numbers by name, got "
+                f"{show(found)}. Return {{'loss': loss}}."
+            )
         measured = {
             name if name.startswith(VALIDATION) else VALIDATION + name: number(name, v)
-            for name, v in validate(self.view(self.state)).items()
+            for name, v in found.items()
         }
         self._logs.flush()
         self._measured(self.step, measured)

@@ -14,10 +14,11 @@ from axonlike.frame import Run
 from axonlike.layer import Layer
 from axonlike.policy import precision as with_precision
 from axonlike.spec import show
-from axonlike.training.auxiliary import Aux, auxiliary, check_aux
+from axonlike.training.auxiliary import Aux, auxiliary, check_aux, is_weight
 from axonlike.training.batch import both, inputs_of, mask_of
 from axonlike.training.each import check_mean, one_by_one
 from axonlike.training.metric import States, measured, named
+from axonlike.training.options import check_layer
 from axonlike.types import Array, Key, Params, PyTree, State
 
 LossFunction = Callable[[Any, Any], Any]
@@ -95,6 +96,7 @@ def loss_fn(
         >>> value.shape
         ()
     """
+    check_layer("loss_fn", model)
     model = prepared(model, precision, remat)
     losses = losses_of(loss, weights)
     check_aux(aux)
@@ -174,9 +176,19 @@ def losses_of(loss: Loss, weights: Mapping[str, float] | None) -> list[Term]:
         raise ValueError(
             "loss: expected at least one, got {}. Write {output: function}."
         )
-    for output in weights or {}:
+    if weights is not None and not isinstance(cast(Any, weights), Mapping):
+        raise TypeError(
+            f"loss: expected weights to be a dict, got {show(weights)}. "
+            "Write {output: 0.1}."
+        )
+    for output, weight in (weights or {}).items():
         if output not in functions:
             raise PathError("loss: weights", str(output), map(str, functions))
+        if not is_weight(weight):
+            raise TypeError(
+                f"loss: expected a number as the weight of {output!r}, "
+                f"got {show(weight)}."
+            )
     return [
         Term(output, _checked(function), (weights or {}).get(output))
         for output, function in functions.items()

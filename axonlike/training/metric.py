@@ -142,6 +142,8 @@ def named(metrics: Any) -> dict[str, Metric]:
                 "metrics: two have one name. Write {name: metric} with other names."
             )
     for name, metric in found.items():
+        if not isinstance(cast(Any, name), str):
+            raise TypeError(f"metrics: expected names that are text, got {name!r}.")
         if not isinstance(metric, Metric):
             raise TypeError(
                 f"metrics: expected a metric of al.metrics for {name!r}, got "

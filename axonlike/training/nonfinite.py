@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from axonlike.errors import PathError
 from axonlike.inspect.nonfinite import locate_nonfinite
 from axonlike.training.batch import as_arrays, inputs_of
 from axonlike.training.events import Callback, Handlers
 from axonlike.training.kept import copied
 from axonlike.training.loss import losses_of, prepared
+from axonlike.training.options import whole
 from axonlike.training.step import TrainStep
-from axonlike.training.watch import positive
 from axonlike.types import PyTree
 
 
@@ -34,6 +35,7 @@ def stop_on_nonfinite(metric: str = "loss", *, every: int = 20) -> Callback:
 
     Raises:
         ValueError: `every` is not positive.
+        PathError: no step returns such a number.
 
     Example:
         >>> import axonlike as al
@@ -45,7 +47,7 @@ def stop_on_nonfinite(metric: str = "loss", *, every: int = 20) -> Callback:
         >>> r.state, r.halted
         (6.0, 'stop_on_nonfinite: loss is inf at step 3; the state of step 2 is finite')
     """
-    positive("stop_on_nonfinite", every=every)
+    every = whole("stop_on_nonfinite", "every", every)
 
     def bind(loop: Any) -> Handlers:
         watcher = _Watcher(metric, every)
@@ -91,8 +93,10 @@ class _Watcher:
     def look(self, loop: Any) -> None:
         """Ends training if any number so far is not finite."""
         loop.flush()
-        if loop.halted is not None or self._metric not in loop.history:
+        if loop.halted is not None:
             return
+        if self._metric not in loop.history:
+            raise PathError("stop_on_nonfinite", self._metric, loop.history)
         steps, values = loop.history.tail(self._metric, self._seen)
         self._seen += len(steps)
         for step, value in zip(steps, values, strict=True):

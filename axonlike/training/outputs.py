@@ -11,7 +11,7 @@ import jax
 
 from axonlike.extras import optional
 from axonlike.training.events import Callback, Handlers
-from axonlike.training.watch import positive
+from axonlike.training.options import whole
 
 
 def csv(path: str | os.PathLike[str]) -> Callback:
@@ -105,7 +105,7 @@ def tensorboard(folder: str | os.PathLike[str], *, every: int = 100) -> Callback
         >>> writing = al.callbacks.tensorboard(tempfile.mkdtemp())  # doctest: +SKIP
         >>> r = al.fit(step, state, data, epochs=3, callbacks=[writing])  # doctest: +SKIP
     """
-    positive("tensorboard", every=every)
+    every = whole("tensorboard", "every", every)
     writers: Any = optional("tensorboardX", "tensorboard")
 
     def bind(loop: Any) -> Handlers:
@@ -182,7 +182,7 @@ def profile(
         >>> window = al.callbacks.profile(tempfile.mkdtemp(), start=5, stop=8)
         >>> r = al.fit(step, state, data, steps=10, callbacks=[window])  # doctest: +SKIP
     """
-    positive("profile", start=start)
+    start, stop = whole("profile", "start", start), whole("profile", "stop", stop)
     if stop <= start:
         raise ValueError(f"profile: stop must be after start={start}, got {stop}.")
 

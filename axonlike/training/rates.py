@@ -9,7 +9,8 @@ import numpy as np
 import optax
 
 from axonlike.training.events import Callback, Handlers
-from axonlike.training.watch import Mode, Watch, positive
+from axonlike.training.options import positive, real, whole
+from axonlike.training.watch import Mode, Watch
 from axonlike.types import PyTree
 
 RATE = "learning_rate"
@@ -58,6 +59,8 @@ def with_learning_rate(state: PyTree, value: float) -> Any:
         >>> al.learning_rate(al.with_learning_rate(optimizer.init({}), 0.25))
         0.25
     """
+    if not hasattr(value, "dtype"):
+        real("with_learning_rate", value=value)
     old: Any = _found("with_learning_rate", state)
     tree: Any = getattr(state, "opt_state", state)
     if _is_scheduled(tree):
@@ -107,7 +110,9 @@ def plateau(
         >>> al.learning_rate(r.state)
         0.25
     """
-    positive("plateau", patience=patience, factor=factor)
+    patience = whole("plateau", "patience", patience)
+    positive("plateau", factor=factor)
+    real("plateau", lowest=lowest)
     if factor >= 1:
         raise ValueError(f"plateau: factor must be below 1, got {factor}.")
     Watch("plateau", metric, mode, min_delta)

@@ -7,10 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from axonlike.extras import optional
 from axonlike.training.checkpoint import prune, write
 from axonlike.training.events import Callback, Handlers
-from axonlike.training.watch import Mode, Watch, positive
+from axonlike.training.options import positive, whole, whole_or_none
+from axonlike.training.state import averages
+from axonlike.training.watch import Mode, Watch
+from axonlike.types import to_dtype
 
 
 def checkpoint(
@@ -58,18 +63,21 @@ def checkpoint(
         >>> r.state, len(r.history["loss"])
         (20, 20)
     """
-    positive("checkpoint", every=every, seconds=seconds, keep=keep)
+    every = whole_or_none("checkpoint", "every", every)
+    keep = whole("checkpoint", "keep", keep)
+    positive("checkpoint", seconds=seconds)
+    place = Path(folder)
     optional("orbax.checkpoint", "checkpoint")
-    metric = best if isinstance(best, str) else None
+    metric = None if best in (True, False) else best
     Watch("checkpoint", metric, mode)
 
     def bind(loop: Any) -> Handlers:
-        rolling = _Rolling(Path(folder), every, seconds, keep)
+        rolling = _Rolling(place, every, seconds, keep)
         events = rolling.events()
         if best is False:
             return Handlers(events)
         watch = Watch("checkpoint", metric, mode)
-        finest = _Best(Path(folder), watch)
+        finest = _Best(place, watch)
         event = watch.event(loop)
         there = events.get(event)
         events[event] = finest.measured if there is None else _both(finest, there)
@@ -187,7 +195,12 @@ def swap_ema() -> Callback:
 
 
 def _swapped(state: Any) -> Any:
-    return state._replace(params=state.ema, ema=state.params)
+    params = jax.tree.map(_alike, state.ema, state.params)
+    return state._replace(params=params, ema=averages(state.params))
+
+
+def _alike(average: Any, param: Any) -> Any:
+    return to_dtype(average, param.dtype)
 
 
 def _swap(loop: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from axonlike.types import Array, Key, Params, PyTree, State
+from axonlike.types import Array, Key, Params, PyTree, State, to_dtype
 
 
 class TrainState(NamedTuple):
@@ -28,6 +28,7 @@ class TrainState(NamedTuple):
     Shapes:
         step: a scalar of int32.
         params, model_state: as `init` made them.
+        ema: those of the params, no float shorter than float32.
 
     Example:
         >>> import jax, optax, axonlike as al
@@ -86,6 +87,17 @@ def all_finite(tree: PyTree) -> Array:
     leaves: list[Any] = jax.tree.leaves(tree)
     found = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     return jnp.all(jnp.stack(found)) if found else jnp.asarray(True)
+
+
+def averages(params: Params) -> Params:
+    """Params in dtypes that an average can be kept in."""
+    return jax.tree.map(_wide, params)
+
+
+def _wide(x: Any) -> Any:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return to_dtype(x, jnp.promote_types(x.dtype, jnp.float32))
 
 
 def owned(tree: PyTree) -> PyTree:

@@ -20,13 +20,15 @@ from axonlike.training.auxiliary import Aux
 from axonlike.training.batch import as_arrays, padded, size_of
 from axonlike.training.each import WholeBatchError
 from axonlike.training.evaluation import Evaluation
-from axonlike.training.gradients import check_count, grad_fn, parted
+from axonlike.training.gradients import grad_fn, parted
 from axonlike.training.loss import Loss, Out, loss_fn
 from axonlike.training.metric import Logs, named
+from axonlike.training.options import check_layer, is_number, shown, whole_or_none
 from axonlike.training.state import (
     LossScale,
     TrainState,
     all_finite,
+    averages,
     first_scale,
     next_scale,
     owned,
@@ -60,6 +62,8 @@ class TrainStep:
     ) -> TrainState:
         """The state that training starts with; it has copies of all arrays.
 
+        They are held against the model at the first step, which knows the input.
+
         Args:
             params: as the model's `init` made them.
             state: as `init` made it.
@@ -78,7 +82,7 @@ class TrainStep:
                 model_state=state,
                 opt_state=self.optimizer.init(trained),
                 key=key,
-                ema=None if self.ema is None else params,
+                ema=None if self.ema is None else averages(params),
                 loss_scale=first_scale() if dynamic else None,
             )
         )
@@ -107,6 +111,7 @@ class TrainStep:
         Returns:
             Python floats by name, `"loss"` the first.
         """
+        _check_state(ts)
         return self._evaluation(ts.params, ts.model_state, data, self.batch_size)
 
     @cached_property
@@ -206,7 +211,7 @@ class TrainStep:
         def moved(old: Array, new: Array) -> Array:
             return old + (new - old) * jnp.asarray(1 - decay, old.dtype)
 
-        return cast(Params, jax.tree.map(moved, before.ema, after.params))
+        return cast(Params, jax.tree.map(moved, before.ema, averages(after.params)))
 
     def _logs(self, value: Array, out: Out, after: TrainState) -> Logs:
         values = {"loss": value, **out.terms}
@@ -259,7 +264,8 @@ def train_step(
             divided; `"dynamic"`: found as training goes on, steps whose gradients are
             not finite leaving everything as it was.
         remat: True, or a policy: computes the model again in the backward pass.
-        ema: decay of a moving average of the params, `ts.ema`, say 0.999.
+        ema: decay of a moving average of the params, `ts.ema`, say 0.999. Of params in
+            16 bits it is in float32, which alone can hold such small changes.
         batch_size: rows of a full batch. Shorter ones are filled up to it, with rows
             that do not count, so that no other size is compiled; the loss and what
             layers emit must then be of each example. None: so are the batches of
@@ -288,17 +294,12 @@ def train_step(
         >>> bool(logs["loss"] < 0.01), int(ts.step)
         (True, 20)
     """
-    if not isinstance(model, Layer):
-        raise TypeError(
-            f"train_step: expected a layer, got {show(model)}. Write al.lift(function)."
-        )
+    check_layer("train_step", model)
     if not hasattr(optimizer, "update") or not hasattr(optimizer, "init"):
         raise TypeError(
             f"train_step: expected an optimizer of optax, got {show(optimizer)}. "
             "Write optax.adam(1e-3)."
         )
-    if batch_size is not None:
-        check_count("batch_size", batch_size)
     _check_numbers(loss_scale, ema)
     return TrainStep(
         model,
@@ -313,7 +314,7 @@ def train_step(
         loss_scale=loss_scale,
         remat=remat,
         ema=ema,
-        batch_size=batch_size,
+        batch_size=whole_or_none("train_step", "batch_size", batch_size),
     )
 
 
@@ -334,13 +335,11 @@ def _check_state(ts: Any) -> None:
 
 def _check_numbers(loss_scale: Any, ema: Any) -> None:
     """Refuses a scale or a decay that is none."""
-    is_number = isinstance(loss_scale, (int, float)) and not isinstance(
-        loss_scale, bool
-    )
-    if loss_scale not in (None, "dynamic") and not (is_number and loss_scale > 0):
+    scales = is_number(loss_scale) and loss_scale > 0
+    if not (scales or loss_scale is None or loss_scale == "dynamic"):
         raise ValueError(
             "train_step: loss_scale must be a positive number or 'dynamic', got "
-            f"{loss_scale!r}."
+            f"{shown(loss_scale)}."
         )
-    if ema is not None and not (isinstance(ema, (int, float)) and 0 <= ema < 1):
-        raise ValueError(f"train_step: ema must be in [0, 1), got {ema!r}.")
+    if ema is not None and not (is_number(ema) and 0 <= ema < 1):
+        raise ValueError(f"train_step: ema must be in [0, 1), got {shown(ema)}.")

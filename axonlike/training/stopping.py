@@ -8,7 +8,8 @@ from typing import Any
 from axonlike.training.checkpoint import unnamed
 from axonlike.training.events import Callback, Handlers
 from axonlike.training.kept import copied
-from axonlike.training.watch import Mode, Watch, positive
+from axonlike.training.options import positive, whole
+from axonlike.training.watch import Mode, Watch
 
 
 def early_stopping(
@@ -48,8 +49,8 @@ def early_stopping(
         >>> r.state, r.halted
         (2, 'early_stopping: loss was no better than 1 for 2 epochs')
     """
-    positive("early_stopping", patience=patience)
-    Watch("early_stopping", metric, mode, min_delta)
+    patience = whole("early_stopping", "patience", patience)
+    Watch("early_stopping", metric, mode, min_delta, baseline)
 
     def bind(loop: Any) -> Handlers:
         watch = Watch("early_stopping", metric, mode, min_delta, baseline)

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from axonlike.spec import show
+from axonlike.training.options import real
+
 Mode = Literal["min", "max"]
 VALIDATION = "validation_"
 
@@ -26,6 +29,11 @@ class Watch:
             raise ValueError(
                 f"{self.where}: mode must be 'min' or 'max', got {self.mode!r}."
             )
+        if not (self.metric is None or isinstance(self.metric, str)):
+            raise TypeError(
+                f"{self.where}: expected the name of a metric, got {show(self.metric)}."
+            )
+        real(self.where, min_delta=self.min_delta, baseline=self.best)
         if self.min_delta < 0:
             raise ValueError(
                 f"{self.where}: min_delta must not be negative, got {self.min_delta}."
@@ -61,10 +69,3 @@ def is_better(value: float, best: float | None, mode: Mode, delta: float = 0.0) 
     if best is None:
         return True
     return value < best - delta if mode == "min" else value > best + delta
-
-
-def positive(where: str, **numbers: float | None) -> None:
-    """Refuses numbers that are not positive, by name."""
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{where}: {name} must be positive, got {value}.")
