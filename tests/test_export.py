@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_laws import ROWS
-from zoo import FAMILIES, MODELS
+from zoo import FAMILIES, MODELS, SMALL, TEXT, writer
 
 import axonlike as al
 from axonlike.spec import as_spec
@@ -183,12 +183,11 @@ def test_weights_beside_are_a_file_that_any_reader_opens(tmp_path):
     np.testing.assert_array_equal(model.predict(*loaded, x), wanted)
 
 
-@pytest.mark.parametrize("weights", ["inside", "beside"])
+@pytest.mark.parametrize(
+    "weights", [pytest.param("inside", marks=pytest.mark.slow), "beside"]
+)
 def test_state_that_is_carried_goes_from_call_to_call(tmp_path, weights):
-    how = {"num_heads": 2, "causal": True, "rotary": al.rotary(), "cache_length": 6}
-    block = al.residual(al.attention(**how))
-    model = al.serial(emb=al.embedding(7, 4), blocks=block**2, head=al.dense(7))
-    spec, path = al.spec("2 t", int, "t<=6"), tmp_path / "m.stablehlo"
+    (model, spec), path = writer(), tmp_path / "m.stablehlo"
     params, state = model.init(KEY, al.spec("2 3", int))
     how = {"options": {"decode": True}, "carry_state": True, "weights": weights}
     al.export(model, params, state, spec, path, **how)
@@ -204,6 +203,19 @@ def test_state_that_is_carried_goes_from_call_to_call(tmp_path, weights):
         made.append(y)
     np.testing.assert_allclose(np.concatenate(made, 1), wanted, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, last)
+
+
+@pytest.mark.parametrize("weights", ["inside", "beside"])
+def test_a_tied_weight_is_stored_once(tmp_path, weights):
+    model = al.models.llama(
+        vocab_size=4000, hidden_features=8, num_kv_heads=1, tied=True, **SMALL
+    )
+    params, state = model.init(KEY, TEXT)
+    path = tmp_path / "m.stablehlo"
+    al.export(model, params, state, TEXT, path, weights=weights, check=False)
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    once = sum(array.nbytes for array in jax.tree.leaves(params))
+    assert once <= size < once + 60_000
 
 
 def test_dtypes_that_others_do_not_read_stay_inside(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax import lax
 from test_laws import TABLE
 from test_random_models import SPEC, models
-from zoo import FAMILIES, MODELS, SMALL
+from zoo import FAMILIES, MODELS, writer
 
 import axonlike as al
 from axonlike.io.onnx import nodes, write
@@ -418,27 +418,28 @@ def test_what_has_no_outputs_that_are_needed_is_left_out(tmp_path):
 
 
 def test_state_that_is_carried_goes_from_call_to_call(tmp_path):
-    how = {"num_kv_heads": 1, "hidden_features": 24, "cache_length": 9}
-    model = al.models.llama(vocab_size=11, **how, **SMALL)
-    tokens = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
-    path, spec = tmp_path / "model.onnx", al.spec("2 t", int, "t<=9")
-    params, state = model.init(KEY, tokens)
+    (model, spec), path = writer(), tmp_path / "model.onnx"
+    params, state = model.init(KEY, al.spec("2 3", int))
     how = {"options": {"decode": True}, "carry_state": True}
     al.export_onnx(model, params, state, spec, path, **how)
     ours = {name for name, _ in al.paths(unrolled(params))}
     assert weights(path).keys() == ours
-    assert [item.name for item in graph_of(path).input] == [
-        "input",
-        *(f"state/{name}" for name, _ in al.paths(state)),
-    ]
+    names = [name for name, _ in al.paths(state)]
+    graph = graph_of(path)
+    assert [i.name for i in graph.input] == ["input", *(f"state/{k}" for k in names)]
+    made = [o.name for o in graph.output]
+    assert made == ["output", *(f"new_state/{k}" for k in names)]
+    tokens = np.array([[1, 2, 3, 4], [4, 5, 6, 0]], np.int32)
+    wanted, last = model.apply(params, state, tokens, options={"decode": True})
     run, kept = runner(path), {f"state/{k}": a for k, a in al.paths(state)}
-    written = [tokens]
-    for _ in range(4):
-        logits, *new = run({"input": written[-1], **kept}).values()
+    ys = []
+    for part in (tokens[:, :2], tokens[:, 2:3], tokens[:, 3:]):
+        y, *new = run({"input": part, **kept}).values()
         kept = dict(zip(kept, new, strict=True))
-        written.append(logits[:, -1:].argmax(-1).astype(np.int32))
-    wanted = al.models.generate(model, params, state, tokens, 4)
-    assert np.array_equal(np.concatenate(written, 1), wanted)
+        ys.append(y)
+    assert difference(wanted, np.concatenate(ys, 1)) <= 1e-5
+    for ours, theirs in zip(jax.tree.leaves(last), kept.values(), strict=True):
+        assert difference(ours, theirs) <= 1e-5
 
 
 # --- files
@@ -618,6 +619,17 @@ def test_sizes_for_which_no_constraint_holds(tmp_path):
     assert found == (
         "ValueError: export_onnx: found no sizes below 100 for which b>=500. "
         "Pass check=False."
+    )
+
+
+def test_without_onnxruntime_nothing_is_compared(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    exported(al.dense(2), "b 4", path)
+    path.unlink()
+    assert message(al.dense(2), "b 4", path, check=True) == (
+        "ImportError: export_onnx: check=True compares with onnxruntime, which is not "
+        "installed. Install it with: pip install onnxruntime."
     )
 
 

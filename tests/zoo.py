@@ -253,6 +253,14 @@ def stacked_gru():
     return al.models.stacked_gru(8, 2), al.spec("b t 4")
 
 
+def writer():
+    """Text, token by token: attention that keeps what it has seen, in stacked copies."""
+    how = {"num_heads": 2, "causal": True, "rotary": al.rotary(), "cache_length": 6}
+    block = al.residual(al.attention(**how))
+    model = al.serial(emb=al.embedding(7, 4), blocks=block**2, head=al.dense(7))
+    return model, al.spec("2 t", int, ("t<=6",))
+
+
 FAMILIES = {
     "bert": bert,
     "gpt2": gpt2,

@@ -31,9 +31,15 @@ class Case(NamedTuple):
     """The state, where it is an input, by name."""
 
 
-def is_runnable() -> bool:
-    """Whether onnxruntime is installed."""
-    return importlib.util.find_spec("onnxruntime") is not None
+def is_to_run(check: bool | None) -> bool:
+    """Whether to compare with onnxruntime: as asked, or else if it is installed."""
+    installed = importlib.util.find_spec("onnxruntime") is not None
+    if check and not installed:
+        raise ImportError(
+            "export_onnx: check=True compares with onnxruntime, which is not installed. "
+            "Install it with: pip install onnxruntime."
+        )
+    return installed if check is None else check
 
 
 def check_file(path: Path) -> None:

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import jax
 
+from axonlike.extras import optional
 from axonlike.io.given import check_flags
 from axonlike.io.inference import check_given, inference
-from axonlike.io.onnx.check import Case, check_file, compare, is_runnable
+from axonlike.io.onnx.check import Case, check_file, compare, is_to_run
 from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
 from axonlike.io.onnx.marks import Marks
@@ -78,7 +79,7 @@ def export_onnx(
         Those of the spec; one file takes all sizes that it allows.
 
     Raises:
-        ImportError: onnx is not installed.
+        ImportError: onnx is not installed; or onnxruntime, which `check=True` needs.
         ValueError: ONNX has no counterpart of a primitive; it is named, with the path of
             the layer that it is in. Or the opset is not known, a size cannot be told from
             the inputs, or what onnxruntime computes is something else.
@@ -107,6 +108,8 @@ def export_onnx(
     flags = {"carry_state": carry_state, "check": check, "external_data": external_data}
     check_flags("export_onnx", **{k: v for k, v in flags.items() if v is not None})
     _check_tolerance(tolerance)
+    optional("onnx", "export_onnx")
+    runs = is_to_run(check)
     specs, marks = as_spec(spec), Marks(opset, NODES)
     traced = inference(marks.marked(model), options, carry_state=carry_state)
     shapes = jax.tree.map(_shape_of, (params, state))
@@ -124,7 +127,7 @@ def export_onnx(
     with moved_to(target, beside=beside) as draft:
         write_to(draft, g, [*infos, *more], outputs, beside=beside)
         check_file(draft)
-        if is_runnable() if check is None else check:
+        if runs:
             function = inference(model, options, carry_state=carry_state)
             case = Case(function, (params, state), specs, _facts(spec), dict(carried))
             compare(
