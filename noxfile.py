@@ -88,12 +88,13 @@ def parity(session: nox.Session) -> None:
 def nightly(session: nox.Session) -> None:
     """All tests, with PyTorch and Flax to compare with, a thousand random models.
 
-    With coverage; then those of CI once more under JAX's leak checking, which takes
-    three times as long.
+    With coverage, and as XLA compiles for users; then those of CI once more under JAX's
+    leak checking, which takes three times as long.
     """
     install(session, "test", "parity", "bench", extras="[examples]")
     session.install("coverage")
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
-    session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs)
+    usual = {"XLA_FLAGS": ""}  # tests/conftest.py says what the tests' own are
+    session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs, env=usual)
     session.run("coverage", "report")
     session.run("pytest", *PARALLEL, env={"JAX_CHECK_TRACER_LEAKS": "1"})
