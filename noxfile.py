@@ -95,6 +95,8 @@ def nightly(session: nox.Session) -> None:
     session.install("coverage")
     profile = ("--hypothesis-profile=nightly", "-m", "slow or not slow")
     usual = {"XLA_FLAGS": ""}  # tests/conftest.py says what the tests' own are
-    session.run("coverage", "run", "-m", "pytest", *profile, *session.posargs, env=usual)
+    session.run(
+        "coverage", "run", "-m", "pytest", *profile, *session.posargs, env=usual
+    )
     session.run("coverage", "report")
     session.run("pytest", *PARALLEL, env={"JAX_CHECK_TRACER_LEAKS": "1"})
