@@ -71,15 +71,16 @@ def draw_attribution(
             left.scatter(exact[:, layer], estimated[:, layer], s=16, lw=0, alpha=0.8,
                          color=colors[layer], label=label)  # fmt: skip
         left.set(
-            xlabel="measured by patching", ylabel="estimated by the gradient",
+            xlabel="effect measured by patching: 1 is the right letter",
+            ylabel="effect estimated by the gradient",
             xlim=(low, high), ylim=(low, high), aspect="equal",
         )  # fmt: skip
         r = np.corrcoef(exact.ravel(), estimated.ravel())[0, 1]
         left.set_title(f"{exact.size} patches, r = {r:.2f}", loc="left", size=10)
         left.legend(frameon=False, fontsize=8, handletextpad=0.1)
         effects(right, estimated[shown - 1], word, shown, length)
-        right.set_title("estimates for one letter", loc="left", size=10)
-        right.set_xlabel("letters that the model reads")
+        right.set_title("estimated effects for one letter", loc="left", size=10)
+        right.set_xlabel("letters that are read; red: changed, blue: where it is told")
         title = (
             "Attribution patching: one backward pass in place of a run for each patch"
         )
@@ -120,7 +121,9 @@ def draw_lens(file: Path, chances: Any, word: Any, length: int, depth: Any) -> N
         scale = figure.colorbar(image, ax=bars, fraction=0.2, ticks=[0, 1])
         scale.set_label("chance of the next letter")
         scale.outline.set_visible(False)
-        title = "Logit lens: the next letter, read off after every block"
+        title = (
+            "Logit lens: the likeliest next letter after every block, wrong ones in red"
+        )
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         figure.savefig(file, dpi=150)
 
