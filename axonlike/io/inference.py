@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from axonlike.evaluation import evaluate
 from axonlike.frame import Run
 from axonlike.io.arrays import check
@@ -54,3 +56,8 @@ def check_given(
     if target.is_dir():
         raise IsADirectoryError(f"{verb}: {target} is a folder. Name a file in it.")
     return target
+
+
+def shape_of(array: Any) -> Any:
+    """What stands for an array while a function is traced."""
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)

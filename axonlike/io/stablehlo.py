@@ -19,7 +19,7 @@ from axonlike.io import safetensors, shards
 from axonlike.io.arrays import DTYPES, STATE, as_keys, is_key, items
 from axonlike.io.atomic import replacing
 from axonlike.io.given import check_flags
-from axonlike.io.inference import check_given, inference
+from axonlike.io.inference import check_given, inference, shape_of
 from axonlike.io.unsupported import blamed
 from axonlike.layer import Layer
 from axonlike.params import mapped
@@ -108,7 +108,7 @@ def export(
     outside = _Outside(*fixed) if weights == "beside" else None
     run = partial(function, *fixed) if outside is None else outside.runs(function)
     first = () if outside is None else (outside.specs,)
-    inputs = *first, *jax.tree.map(_spec_of, carried), specs
+    inputs = *first, *jax.tree.map(shape_of, carried), specs
     data = _serialized(run, inputs, tuple(platforms))
     if check and jax.default_backend() in platforms:
         given = carried if outside is None else (outside.arrays(), *carried)
@@ -118,10 +118,6 @@ def export(
     with replacing(target) as file:
         file.write(data)
     return target
-
-
-def _spec_of(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _check_weights(weights: Any, target: Path) -> None:

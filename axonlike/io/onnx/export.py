@@ -12,7 +12,7 @@ import jax
 
 from axonlike.extras import optional
 from axonlike.io.given import check_flags
-from axonlike.io.inference import check_given, inference
+from axonlike.io.inference import check_given, inference, shape_of
 from axonlike.io.onnx.check import Case, check_file, compare, is_to_run
 from axonlike.io.onnx.convert import Converter, is_plain
 from axonlike.io.onnx.graph import Graph, Value, stored
@@ -99,53 +99,46 @@ def export_onnx(
     References:
         https://onnx.ai/onnx/operators
     """
-    if type(opset) is not int or not _OLDEST <= opset <= _NEWEST:
-        raise ValueError(
-            f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
-        )
     trees = {"params": params, "state": state}
     target = check_given("export_onnx", model, trees, options, path)
     flags = {"carry_state": carry_state, "check": check, "external_data": external_data}
     check_flags("export_onnx", **{k: v for k, v in flags.items() if v is not None})
-    _check_tolerance(tolerance)
+    _check_numbers(opset, tolerance)
     optional("onnx", "export_onnx")
-    runs = is_to_run(check)
-    specs, marks = as_spec(spec), Marks(opset, NODES)
-    traced = inference(marks.marked(model), options, carry_state=carry_state)
-    shapes = jax.tree.map(_shape_of, (params, state))
-    program, made = cast(Any, jax.make_jaxpr)(traced, return_shape=True)(*shapes, specs)
-    g, names = Graph(opset), _output_names(made, carry_state=carry_state)
-    infos, inputs = _inputs(g, _named("input", specs))
+    runs, specs, marks = is_to_run(check), as_spec(spec), Marks(opset, NODES)
+    named = _named("input", specs)
     carried = _named("state", state) if carry_state else []
+    traced = inference(marks.marked(model), options, carry_state=carry_state)
+    shapes = jax.tree.map(shape_of, (params, state))
+    program, made = cast(Any, jax.make_jaxpr)(traced, return_shape=True)(*shapes, specs)
+    g, weights = Graph(opset), _weights(params, {} if carry_state else state)
+    infos, taken = _inputs(g, named)
     more, states = _inputs(g, carried)
-    g.file.names.update(dict.fromkeys(names, 1))
-    stored = _weights(params, {} if carry_state else state)
-    weights = [Value("", a.shape, a.dtype, a, at) for at, a in stored]
-    values = Converter(marks).run(g, program, [*weights, *states, *inputs])
-    outputs = _outputs(g, names, jax.tree.leaves(made), values)
+    results = _results(g, made, carry_state=carry_state)
+    values = Converter(marks).run(g, program, [*weights, *states, *taken])
+    outputs = _outputs(g, results, values)
     beside = is_large(g) if external_data is None else external_data
     with moved_to(target, beside=beside) as draft:
         write_to(draft, g, [*infos, *more], outputs, beside=beside)
         check_file(draft)
         if runs:
             function = inference(model, options, carry_state=carry_state)
+            names = [name for name, _ in named]
             case = Case(function, (params, state), specs, _facts(spec), dict(carried))
-            compare(
-                draft, [name for name, _ in _named("input", specs)], case, tolerance
-            )
+            compare(draft, names, case, tolerance)
     return target
 
 
-def _check_tolerance(tolerance: Any) -> None:
+def _check_numbers(opset: Any, tolerance: Any) -> None:
+    if type(opset) is not int or not _OLDEST <= opset <= _NEWEST:
+        raise ValueError(
+            f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
+        )
     number = isinstance(tolerance, (int, float)) and tolerance >= 0
     if tolerance is not None and not number:
         raise ValueError(
             f"export_onnx: tolerance must be a number from 0 on, got {tolerance!r}."
         )
-
-
-def _shape_of(x: Any) -> Any:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
 def _facts(spec: PyTree) -> list[str]:
@@ -161,11 +154,12 @@ def _by_path(tree: PyTree) -> list[tuple[str, Any]]:
     return [(name(steps), leaf) for steps, leaf in leaves]
 
 
-def _weights(params: Params, state: State) -> list[tuple[str, Any]]:
+def _weights(params: Params, state: State) -> list[Value]:
     """Params and state by path, told apart where one path is in both."""
     ours, others = _by_path(params), _by_path(state)
     taken = {path for path, _ in ours}
-    return ours + [(f"state/{p}" if p in taken else p, a) for p, a in others]
+    every = ours + [(f"state/{p}" if p in taken else p, a) for p, a in others]
+    return [Value("", a.shape, a.dtype, a, path) for path, a in every]
 
 
 def _named(first: str, tree: PyTree) -> list[tuple[str, Any]]:
@@ -173,9 +167,12 @@ def _named(first: str, tree: PyTree) -> list[tuple[str, Any]]:
     return [(join(first, path), leaf) for path, leaf in _by_path(tree)]
 
 
-def _output_names(made: Any, *, carry_state: bool) -> list[str]:
+def _results(g: Graph, made: Any, *, carry_state: bool) -> list[tuple[str, Any]]:
+    """The outputs by what they are called, which nothing else may be."""
     parts = zip(("output", "new_state"), made if carry_state else [made], strict=False)
-    return [name for first, tree in parts for name, _ in _named(first, tree)]
+    found = [each for first, tree in parts for each in _named(first, tree)]
+    g.file.names.update((name, 1) for name, _ in found)
+    return found
 
 
 def _inputs(
@@ -197,11 +194,11 @@ def _inputs(
 
 
 def _outputs(
-    g: Graph, names: list[str], specs: list[Any], values: list[Value]
+    g: Graph, named: Sequence[tuple[str, Any]], values: Sequence[Value]
 ) -> list[Any]:
     """The graph's outputs, each made by a node of its name."""
     infos: list[Any] = []
-    for name, spec, value in zip(names, specs, values, strict=True):
+    for (name, spec), value in zip(named, values, strict=True):
         g.end(name, g.ref(g.whole(value, spec.shape)))
         infos.append(g.info(name, stored(spec.dtype), spec.shape))
     return infos
