@@ -59,3 +59,12 @@ def strict(request):
         jax.numpy_rank_promotion("raise"),
     ):
         yield
+
+
+@pytest.fixture
+def leaks_unchecked():
+    """JAX takes a trace that another thread is still working on for a leaked one."""
+    before = jax.config.jax_check_tracer_leaks
+    jax.config.update("jax_check_tracer_leaks", False)
+    yield
+    jax.config.update("jax_check_tracer_leaks", before)

@@ -388,9 +388,7 @@ def test_what_a_function_holds_is_let_go_with_it():
     assert kept[0]() is None
 
 
-@pytest.mark.skipif(
-    jax.config.jax_check_tracer_leaks, reason="JAX's leak checker is for one thread"
-)
+@pytest.mark.usefixtures("leaks_unchecked")
 def test_threads_build_and_run_models_at_once():
     found, errors = {}, []
 

@@ -314,9 +314,7 @@ def test_a_wire_that_skips_a_child_returns_its_state_unchanged():
     assert not (moved["norm"]["mean"] == state["norm"]["mean"]).all()
 
 
-@pytest.mark.skipif(
-    jax.config.jax_check_tracer_leaks, reason="JAX's leak checker is for one thread"
-)
+@pytest.mark.usefixtures("leaks_unchecked")
 def test_ten_threads_build_and_init_models_at_once():
     def build(width):
         block = al.residual(al.dense(WIDTH) >> al.dropout(0.1) >> al.batch_norm())
