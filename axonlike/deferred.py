@@ -303,6 +303,11 @@ def base(expression: Deferred) -> tuple[Site, tuple[Any, ...]] | None:
     return (node, tuple(indices)) if isinstance(node, Site) else None
 
 
+def is_deferred(x: Any) -> bool:
+    """Whether this is an expression."""
+    return isinstance(x, Deferred)
+
+
 def site(path: str, *index: Any) -> Deferred:
     """An activation by path, of a model that `compile` is told: `compile(..., model=m)`.
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from axonlike.compiled import NoEffectError, compile, sites_of_run
-from axonlike.deferred import Arg, Deferred, Edit, Site, base
+from axonlike.deferred import Arg, Deferred, Edit, Site, base, is_deferred
 from axonlike.errors import ShapeError
 from axonlike.layer import Layer
 from axonlike.sites import is_one, may_mean_more, resolve
@@ -57,7 +57,7 @@ def value_and_grads(
     edits = list(edits)
     bound = compile([expression, wrt], edits, model).model
     plain = _parts(bound, expression, wrt, edits)
-    leaves = jax.tree.leaves(wrt, is_leaf=_is_deferred)
+    leaves = jax.tree.leaves(wrt, is_leaf=is_deferred)
     is_open = any(may_mean_more(bound, cast(Any, base(t))[0].path) for t in leaves)
 
     def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
@@ -105,7 +105,7 @@ def _parts(
 ) -> _Parts:
     each = partial(_by_path, model, run)
     sites, structure = cast(Any, jax.tree.flatten)(
-        jax.tree.map(each, wrt, is_leaf=_is_deferred), is_leaf=_is_deferred
+        jax.tree.map(each, wrt, is_leaf=is_deferred), is_leaf=is_deferred
     )
     read = compile([expression, *(site.fill(0) for site in sites)], edits, model)
     added = [Edit(site, "add", Arg(_name(i))) for i, site in enumerate(sites)]
@@ -123,7 +123,7 @@ def _check(expression: Any, wrt: Any) -> None:
             f"value_and_grads: expected one expression, a scalar, got {expression!r}. "
             "Write model['path'].mean(), or defer(loss)(model['path'])."
         )
-    for site in jax.tree.leaves(wrt, is_leaf=_is_deferred):
+    for site in jax.tree.leaves(wrt, is_leaf=is_deferred):
         if not isinstance(site, Deferred) or base(site) is None:
             raise TypeError(
                 "value_and_grads: wrt must be activations, or slices of them, got "
@@ -156,10 +156,6 @@ def _check_specs(expression: Any, value: Any, sites: list[Any], specs: Any) -> N
                 f"value_and_grads: {site!r} is {show(spec)}, and integers have no "
                 "gradient. Leave it out of wrt."
             )
-
-
-def _is_deferred(x: Any) -> bool:
-    return isinstance(x, Deferred)
 
 
 def _zeros(spec: Any) -> Any:

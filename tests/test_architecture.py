@@ -29,6 +29,8 @@ LINES = (
     ("sites",),
     ("deferred",),
     ("edits",),
+    ("reading",),
+    ("changes",),
     ("compiled", "params"),
     ("gradients", "stretch"),
     ("transfer",),
