@@ -289,6 +289,16 @@ def test_frozen_arrays_do_not_move_in_100_steps_of_adamw():
     assert not jnp.array_equal(after["head"]["kernel"], params["head"]["kernel"])
 
 
+@pytest.mark.parametrize("where", ["p/kernel", "q/kernel"])
+def test_a_tied_array_is_chosen_by_any_of_its_paths(where):
+    two = [al.dense(n, use_bias=False, name=name) for n, name in ((5, "p"), (4, "q"))]
+    model = al.tie(al.serial(*two), {"q/kernel": "p/kernel"}, transpose=True)
+    params, _ = model.init(KEY, (None, 4))
+    chosen, rest = al.partition(params, where, model)
+    assert [path for path, _ in al.paths(chosen)] == ["p/kernel"]
+    assert rest == {}
+
+
 # --- stacks
 
 
@@ -304,6 +314,11 @@ def test_stack_and_unstack_are_what_the_two_kinds_of_repeat_take():
     )
     again = al.stack(apart, "blocks")
     assert jax.tree.all(jax.tree.map(jnp.array_equal, again, params))
+
+
+def test_copies_are_stacked_by_number():
+    copies = {str(i): {"a": jnp.full(1, i)} for i in reversed(range(11))}
+    np.testing.assert_array_equal(al.stack(copies, "")["*"]["a"][:, 0], range(11))
 
 
 def test_stack_says_what_is_wrong():

@@ -302,6 +302,15 @@ def test_nested_second_uses_all_draw_their_own_masks():
     assert len({tuple(np.array(row)) for row in y.reshape(4, 32)}) == 4
 
 
+def test_a_second_use_of_what_is_shared_draws_its_own_masks():
+    def twice(sub, x):
+        return jnp.stack([*sub.inner((x, x)), *sub.inner((x, x))])
+
+    model = al.wire(twice, inner=al.shared(al.dropout(0.5)))
+    y, _ = model.apply({}, {}, jnp.ones((32,)), key=KEY, train=True)
+    assert len({tuple(np.array(row)) for row in y}) == 4
+
+
 def test_a_wire_that_skips_a_child_returns_its_state_unchanged():
     def maybe(sub, x, *, skip=False):
         return x if skip else sub.norm(x)
