@@ -239,6 +239,24 @@ def test_what_would_not_fit_is_not_suggested(model, spec):
     assert "Perhaps" not in text
 
 
+def test_an_operation_that_fails_has_a_path_where_flax_and_equinox_tell_shapes_alone():
+    """Linen, NNX, Equinox and stax pass on what `dot_general` says, and no layer."""
+    model = al.serial(stem=al.dense(8), body=al.serial(up=al.dense(6), bad=narrow))
+    with pytest.raises(TypeError, match="contracting dimensions") as raised:
+        model.output_spec(al.spec("b 4"))
+    found = "\n".join(raised.value.__notes__)
+    assert re.search(
+        r"in body/bad: test_explain.narrow on float32\[b, 6\] +\(test_explain.py:",
+        found,
+    )
+    assert "trail: input float32[b, 4] -> stem float32[b, 8] -> body\n" in found
+    assert "trail in body: input float32[b, 8] -> up float32[b, 6] -> bad ✗" in found
+
+
+def narrow(x):
+    return x @ jnp.ones((5, 8))
+
+
 def test_no_values_stand_in_a_failure_where_keras_prints_the_weights():
     def bad(x):
         return x + jnp.full((3,), 1234.5)

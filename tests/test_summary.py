@@ -246,16 +246,7 @@ def peak_of_step(name):
     return arrays + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mlp",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("convnet", "resnet", "gpt", "vit", "unet")
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet", "gpt", "vit", "unet"])
 def test_the_peak_is_what_xla_sets_aside_for_a_step(name):
     table = table_of(name)
     assert "peak" not in table.totals
