@@ -311,6 +311,14 @@ def test_a_second_use_of_what_is_shared_draws_its_own_masks():
     assert len({tuple(np.array(row)) for row in y}) == 4
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_every_pass_of_a_repeat_in_a_repeat_draws_its_own_mask(stacked):
+    model = al.repeat(al.repeat(al.dropout(0.5), 2, stacked=stacked), 2)
+    y, _ = model.apply({}, {}, jnp.ones(4096), key=KEY, train=True)
+    kept = np.mean(np.array(y) != 0)
+    assert 0.8 / 16 < kept < 1.2 / 16
+
+
 def test_a_wire_that_skips_a_child_returns_its_state_unchanged():
     def maybe(sub, x, *, skip=False):
         return x if skip else sub.norm(x)
