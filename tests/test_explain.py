@@ -249,8 +249,11 @@ def test_an_operation_that_fails_has_a_path_where_flax_and_equinox_tell_shapes_a
         r"in body/bad: test_explain.narrow on float32\[b, 6\] +\(test_explain.py:",
         found,
     )
-    assert "trail: input float32[b, 4] -> stem float32[b, 8] -> body\n" in found
-    assert "trail in body: input float32[b, 8] -> up float32[b, 6] -> bad ✗" in found
+    assert "  trail: input float32[b, 8] -> up float32[b, 6] -> bad ✗" in found
+    assert al.explain(model, al.spec("b 4")).splitlines()[2:] == [
+        "  trail: input float32[b, 4] -> stem float32[b, 8] -> body",
+        "  trail in body: input float32[b, 8] -> up float32[b, 6] -> bad ✗",
+    ]
 
 
 def narrow(x):
