@@ -48,6 +48,10 @@ def positive(x):
     return x[0, 0] > 0
 
 
+def squares(tree):
+    return sum(jnp.sum(jnp.square(a)) for a in jax.tree.leaves(tree))
+
+
 def lengths(jaxpr):
     """The lengths of all scans in a jaxpr, in order."""
     found = []
@@ -117,28 +121,37 @@ def test_one_copy_of_a_repeat(stacked, i):
 def test_all_copies_are_an_axis_in_front(stacked):
     model = stack(stacked=stacked)
     params, state = made(model)
-    every = model["blocks/*/mlp"].evaluate(params, state, X)
-    singles = [model[f"blocks/{i}/mlp"].evaluate(params, state, X) for i in range(6)]
-    close(every, jnp.stack(singles))
-    close(model["blocks/1:5:2/mlp"].evaluate(params, state, X), every[1:5:2])
-    close(model["blocks/-2:/mlp"].evaluate(params, state, X), every[-2:])
-    k = model["blocks", al.index("k"), "mlp"]
-    close(k.evaluate(params, state, X, k=jnp.asarray(3)), every[3])
     many = [model[f"blocks/{i}/mlp"] for i in range(6)]
-    close(jnp.stack(al.compile(many)(params, state, X)), every)
+    paths = ["blocks/*/mlp", "blocks/1:5:2/mlp", "blocks/-2:/mlp"]
+    late = al.compile(model["blocks", al.index("k"), "mlp"])
+    alone = [al.compile(t) for t in [*map(model.__getitem__, paths), *many]]
+
+    @jax.jit
+    def run(params, state, x, k):
+        found = [f(params, state, x) for f in alone]
+        return found, late(params, state, x, k=k), al.compile(many)(params, state, x)
+
+    (every, odd, last, *singles), one, together = run(params, state, X, 3)
+    close(every, jnp.stack(singles))
+    close(odd, every[1:5:2])
+    close(last, every[-2:])
+    close(one, every[3])
+    close(jnp.stack(together), every)
 
 
 def test_copies_within_copies():
     inner = al.repeat(al.residual(al.dense(8).named("d")), 3)
     model = al.serial(outer=al.repeat(al.serial(inner=inner, last=al.dense(8)), 4))
     params, state = made(model)
-    every = model["outer/*/inner/*/d"].evaluate(params, state, X)
-    assert every.shape == (4, 3, 2, 8)
-    close(model["outer/2/inner/1/d"].evaluate(params, state, X), every[2, 1])
-    close(model["outer/*/inner/1/d"].evaluate(params, state, X), every[:, 1])
-    close(model["outer/2/inner/*/d"].evaluate(params, state, X), every[2])
+    paths = [f"outer/{i}/inner/{j}/d" for i in "*2" for j in "*1"]
     two = [model["outer/2/inner/1/d"], model["outer/0/inner/2/d"]]
-    a, b = al.compile(two)(params, state, X)
+    reads = [al.compile(t) for t in [*map(model.__getitem__, paths), two]]
+    found = jax.jit(lambda *args: [f(*args) for f in reads])(params, state, X)
+    every, second, third, one, (a, b) = found
+    assert every.shape == (4, 3, 2, 8)
+    close(second, every[:, 1])
+    close(third, every[2])
+    close(one, every[2, 1])
     close(a, every[2, 1])
     close(b, every[0, 2])
 
@@ -192,24 +205,32 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_combinator_is_read_and_edited(name):
+def test_every_combinator_is_read_edited_and_differentiated(name):
     model, x, path = CASES[name]
     params, state = made(model, x)
-    spec = model.sites(x)
-    plain = path.split("#")[0]
-    value = model[path].evaluate(params, state, x)
-    assert value.shape == spec[path if path in spec else plain].shape
-    again = al.compile(model["output"], edits=[model[path].map(lambda v: v)])
-    pairs = zip(*map(jax.tree.leaves, (again(params, state, x), model.predict(
-        params, state, x))), strict=True)  # fmt: skip
-    for found, expected in pairs:
-        close(found, expected)
-    other = al.compile(model["output"], edits=[model[path].scale(0.0)])(
-        params, state, x
-    )
-    before = model.predict(params, state, x)
-    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), other, before)
+    t, out = model[path], model["output"]
+    loss = al.defer(squares)(out)
+    again = al.compile(out, edits=[t.map(lambda v: v)])
+    without = al.compile(out, edits=[t.scale(0.0)])
+    moved = al.compile(loss, edits=[t.add(al.arg("by"))])
+    slope = al.value_and_grads(loss, wrt=t)
+
+    @jax.jit
+    def run(params, state, x):
+        value = al.compile(t)(params, state, x)
+        outs = model.predict(params, state, x), again(params, state, x)
+        zeros = jnp.zeros_like(value)
+        grads = jax.grad(lambda by: moved(params, state, x, by=by))(zeros)
+        both = grads, slope(params, state, x)[1]
+        return value, outs, without(params, state, x), both
+
+    value, (plain, same), other, grads = run(params, state, x)
+    assert value.shape == model.sites(x)[path].shape
+    jax.tree.map(close, same, plain)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), other, plain)
     assert any(jax.tree.leaves(changed))
+    close(*grads)
+    assert jnp.any(grads[0] != 0)
 
 
 def test_inside_a_choice_nothing_is_read_but_its_output():
@@ -374,9 +395,10 @@ def test_under_jit_grad_and_vmap():
     def of(x):
         return function(params, state, x[None])
 
+    slope = jax.jit(jax.grad(of))
     rows = jax.jit(jax.vmap(jax.grad(of)))(X)
-    close(rows, jnp.stack([jax.grad(of)(x) for x in X]), rtol=1e-4)
-    check_grads(of, (X[0],), 2, atol=0.1, rtol=0.1)
+    close(rows, jnp.stack([slope(x) for x in X]), rtol=1e-4)
+    check_grads(jax.jit(of), (X[0],), 2, atol=0.1, rtol=0.1)
 
 
 # --- edits
@@ -411,41 +433,50 @@ def test_what_each_edit_does():
 def test_edits_of_copies(stacked):
     model = stack(stacked=stacked)
     params, state = made(model)
-    plain = model.predict(params, state, X)
-    embed, last = al.compile((model["inp"], model["blocks"]))(params, state, X)
+    out = model["output"]
 
-    def without(*paths, **arguments):
-        edits = [model[path].scale(0.0) for path in paths]
-        return al.compile(model["output"], edits=edits)(params, state, X, **arguments)
+    def without(*paths):
+        return al.compile(out, edits=[model[path].scale(0.0) for path in paths])
 
-    head = model.part("head")
-    close(without("blocks/*/mlp"), head.predict(params, state, embed))
-    close(
-        without(*[f"blocks/{i}/mlp" for i in range(6)]),
-        head.predict(params, state, embed),
-    )
-    k = ("blocks", al.index("k"), "mlp")
-    for i in (0, 3, 5):
-        close(without(f"blocks/{i}/mlp"), without(k, k=i))
-        assert not jnp.allclose(without(f"blocks/{i}/mlp"), plain)
-    close(without("blocks/1:3/mlp"), without("blocks/1/mlp", "blocks/2/mlp"))
-    both = without("blocks/*/mlp/relu", "blocks/2/mlp")
-    assert both.shape == plain.shape
-    mixed = al.compile(
-        model["output"],
-        edits=[model["blocks/2/mlp"].add(1.0), model["blocks/*/mlp"].scale(0.0)],
-    )
-    close(mixed(params, state, X), without("blocks/*/mlp"))
-    assert last.shape == embed.shape
+    ones = [f"blocks/{i}/mlp" for i in range(6)]
+    edits = [model["blocks/2/mlp"].add(1.0), model["blocks/*/mlp"].scale(0.0)]
+    functions = {
+        "all": without("blocks/*/mlp"), "each": without(*ones),
+        "some": without("blocks/1:3/mlp"), "two": without(*ones[1:3]),
+        "both": without("blocks/*/mlp/relu", ones[2]),
+        "mixed": al.compile(out, edits=edits), "inp": al.compile(model["inp"]),
+        **{str(i): without(ones[i]) for i in (0, 3, 5)},
+    }  # fmt: skip
+    late = without(("blocks", al.index("k"), "mlp"))
+
+    @jax.jit
+    def run(params, state, x):
+        found = {name: f(params, state, x) for name, f in functions.items()}
+        rows = jax.vmap(lambda k: late(params, state, x, k=k))(jnp.array([0, 3, 5]))
+        return found, rows, model.predict(params, state, x)
+
+    found, rows, plain = run(params, state, X)
+    none = dense(params["head"], found["inp"])
+    for name in ("all", "each", "mixed"):
+        close(found[name], none)
+    for row, i in zip(rows, "035", strict=True):
+        close(row, found[i])
+        assert not jnp.allclose(row, plain)
+    close(found["some"], found["two"])
+    assert not jnp.allclose(found["both"], plain)
 
 
 def test_identity_edits_change_nothing_at_any_site():
     for model in (stack(3), stack(3, stacked=False)):
         params, state = made(model)
-        plain = model.predict(params, state, X)
-        for path in model.sites(X):
-            edit = model[path].map(lambda value: value)
-            close(al.compile(model["output"], edits=[edit])(params, state, X), plain)
+        edits = [model[path].map(lambda value: value) for path in model.sites(X)]
+        edited = [al.compile(model["output"], edits=[edit]) for edit in edits]
+        every = [*edited, model.predict]
+        *found, plain = jax.jit(lambda *a, e=every: [f(*a) for f in e])(
+            params, state, X
+        )
+        for value in found:
+            close(value, plain)
 
 
 def test_a_patch_from_another_run():
@@ -528,12 +559,13 @@ def test_one_member_of_an_ensemble_is_edited():
     params, state = made(model)
     plain = model.predict(params, state, X)
     edit = model["1/a"].scale(0.0)
-    found = al.compile(model["output"], edits=[edit])(params, state, X)
-    every = al.compile(model["output"], edits=[model["*/a"].scale(0.0)])
+    found = jax.jit(al.compile(model["output"], edits=[edit]))(params, state, X)
+    every = jax.jit(al.compile(model["output"], edits=[model["*/a"].scale(0.0)]))
     close(found[1], every(params, state, X)[1])
     close(found[jnp.array([0, 2])], plain[jnp.array([0, 2])])
     wrt = [model["*/a"], model["1/a"]]
-    grads = al.value_and_grads(model["output"].sum(), wrt=wrt)(params, state, X)[1]
+    slope = jax.jit(al.value_and_grads(model["output"].sum(), wrt=wrt))
+    grads = slope(params, state, X)[1]
     kernels = params["*"]["b"]["kernel"]
     close(grads[0], jnp.broadcast_to(kernels.sum(-1)[:, None], (3, 2, 3)))
     close(grads[1], grads[0][1])
@@ -574,7 +606,7 @@ def test_gradients_of_activations(stacked):
         objective, wrt={"all": model["blocks/*/mlp"], "one": model["blocks/2/mlp"],
                         "head": model["head"]},
     )  # fmt: skip
-    value, grads = function(params, state, X)
+    value, grads = jax.jit(function)(params, state, X)
     close(value, objective.evaluate(params, state, X))
     head = model["head"].evaluate(params, state, X)
     close(grads["head"], 2 * head)
@@ -586,7 +618,7 @@ def test_gradients_of_activations(stacked):
         return (dense(params["head"], h - own + out) ** 2).sum()
 
     own = model["blocks/5/mlp"].evaluate(params, state, X)
-    close(grads["all"][5], jax.grad(suffix)(own), rtol=1e-4, atol=1e-4)
+    close(grads["all"][5], jax.jit(jax.grad(suffix))(own), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stacked", [True, False])
@@ -594,18 +626,26 @@ def test_gradients_of_some_copies(stacked):
     model = stack(stacked=stacked)
     params, state = made(model)
 
-    def grad(*path, **arguments):
-        function = al.value_and_grads(model["output"].sum(), wrt=model[path])
-        return function(params, state, X, **arguments)[1]
+    def slope(*path):
+        return al.value_and_grads(model["output"].sum(), wrt=model[path])
 
-    every = grad("blocks/*/mlp")
-    close(grad("blocks/1:3/mlp"), every[1:3])
-    close(grad("blocks/-2:/mlp"), every[-2:])
-    close(grad("blocks/::-2/mlp"), every[::-2])
-    late = ("blocks", al.index("k"), "mlp")
-    for k in (0, 3, -1):
-        close(grad(*late, k=k), every[k])
-    close(grad(*late, k=jnp.array([4, 1])), every[jnp.array([4, 1])])
+    slices = {"*": np.s_[:], "1:3": np.s_[1:3], "-2:": np.s_[-2:], "::-2": np.s_[::-2]}
+    some = {step: slope(f"blocks/{step}/mlp") for step in slices}
+    late = slope("blocks", al.index("k"), "mlp")
+
+    @jax.jit
+    def run(params, state, x, k):
+        found = {step: f(params, state, x)[1] for step, f in some.items()}
+        rows = jax.vmap(lambda k: late(params, state, x, k=k)[1])(k)
+        return found, rows, late(params, state, x, k=k[:2])[1]
+
+    found, rows, both = run(params, state, X, jnp.array([4, 1, -1]))
+    every = found["*"]
+    for step, part in slices.items():
+        close(found[step], every[part])
+    close(rows, every[jnp.array([4, 1, -1])])
+    close(both, every[jnp.array([4, 1])])
+    close(late(params, state, X, k=3)[1], every[3])
 
 
 def test_gradients_under_edits():
