@@ -845,26 +845,30 @@ def test_loading_needs_no_torch_and_unpickles_nothing(tmp_path):
 # --- killed while it writes
 
 SAVING = """
-import sys, time
+import pathlib, sys, threading, time
 import jax.numpy as jnp, numpy as np
 import axonlike as al
 
+def wait(*args, **options):
+    print("halfway", flush=True)
+    time.sleep(60)
+
 class Waiting:
-    dtype, shape = np.dtype("float32"), (500, 600)
+    dtype, shape, __array__ = np.dtype("float32"), (500, 600), wait
 
-    def __array__(self, dtype=None, copy=None):
-        print("halfway", flush=True)
-        time.sleep(600)
-
-tree = {"a": jnp.zeros((500, 600)), "b": Waiting()}
-if sys.argv[1].endswith("whole"):
-    al.save_model(sys.argv[1], al.identity, tree)
-elif sys.argv[1].endswith("theirs.safetensors"):
-    model = al.serial(a=al.bias(), b=al.bias())
-    tree = {name: {"bias": array} for name, array in tree.items()}
-    al.mapping({"a": "a/bias", "b": "b/bias"}).save(sys.argv[1], model, tree, {})
-else:
-    al.save(sys.argv[1], tree)
+pathlib.Path.rename = wait  # by which folders are put in their place
+zeros, halfway = jnp.zeros((500, 600)), {"a": jnp.zeros((500, 600)), "b": Waiting()}
+folder = pathlib.Path(sys.argv[1])
+for function, *args in (
+    (al.save, folder / "model.safetensors", halfway),
+    (al.save, folder / "model.npz", halfway),
+    (al.save_model, folder / "whole", al.identity, halfway),
+    (al.mapping({"a": "a/bias", "b": "b/bias"}).save, folder / "theirs.safetensors",
+        al.serial(a=al.bias(), b=al.bias()),
+        {name: {"bias": array} for name, array in halfway.items()}, {}),
+):
+    threading.Thread(target=function, args=args, daemon=True).start()
+al.save(folder / "model.orbax", {"a": zeros, "b": zeros + 0})
 """
 
 
@@ -874,18 +878,13 @@ def test_a_process_that_is_killed_leaves_what_was_there(tmp_path):
     for name in files:
         al.save(tmp_path / name, tree)
     al.save_model(tmp_path / "whole", al.identity, tree)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SAVING, str(tmp_path / name)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in (*files, "whole")
-    ]
-    for process in running:
-        with process:
+    command = [sys.executable, "-c", SAVING, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for _ in (*files, "whole"):
             assert process.stdout.readline() == "halfway\n"
-            process.kill()
+        process.kill()
+    drafts = [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+    assert len(drafts) == len(files)
     for name in files:
         entries = read(tmp_path / name, name.rpartition(".")[2])
         assert entries.keys() == tree.keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from axonlike.combinators.basic import serial
@@ -51,7 +50,7 @@ def stacked_lstm(
     """
     positive("stacked_lstm", features=features, num_layers=num_layers)
     one = lstm(features, use_bias=use_bias, use_recurrent_bias=use_bias)
-    return serial(**dict(_layers(one, num_layers, bidirectional, dropout_rate)))
+    return _stacked(one, num_layers, bidirectional, dropout_rate)
 
 
 @layer
@@ -92,17 +91,17 @@ def stacked_gru(
     """
     positive("stacked_gru", features=features, num_layers=num_layers)
     one = gru(features, use_bias=use_bias, use_recurrent_bias=use_bias)
-    return serial(**dict(_layers(one, num_layers, bidirectional, dropout_rate)))
+    return _stacked(one, num_layers, bidirectional, dropout_rate)
 
 
-def _layers(
-    one: Layer, num_layers: int, both: bool, dropout_rate: float
-) -> Iterator[tuple[str, Any]]:
-    """The layers by name; those of one direction stand at `forward` too."""
+def _stacked(one: Layer, num_layers: int, both: bool, dropout_rate: float) -> Layer:
+    """Layers with dropout between them; those of one direction stand at `forward` too."""
+    layers: dict[str, Any] = {}
     for i in range(num_layers):
         if i:
-            yield f"dropout_{i}", dropout(dropout_rate)
-        yield f"layer_{i}", bidirectional(one) if both else serial(forward=one)
+            layers[f"dropout_{i}"] = dropout(dropout_rate)
+        layers[f"layer_{i}"] = bidirectional(one) if both else serial(forward=one)
+    return serial(**layers)
 
 
 RECURRENT = mapping(
