@@ -12,9 +12,11 @@ checkpoint in examples/output/characters/ and ends where it would have ended any
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sysconfig
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,18 +43,20 @@ class Text(NamedTuple):
 
 def standard_library(size: int) -> Text:
     """So many characters to learn from, and of other files a fortieth, held out."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = [
-        file
-        for file in sorted(root.rglob("*.py"))
-        if not SKIPPED.intersection(file.relative_to(root).parts)
-    ]
+    files = sorted(sources(Path(sysconfig.get_path("stdlib"))))
     np.random.default_rng(0).shuffle(files)
     train = read([file for at, file in enumerate(files) if at % 10], size)
     held = read(files[::10], size // 40)
     found, counts = np.unique(list(train), return_counts=True)
     alphabet = "\N{REPLACEMENT CHARACTER}" + "".join(found[counts > 20])
     return Text(alphabet, encode(alphabet, train), encode(alphabet, held))
+
+
+def sources(root: Path) -> Iterator[Path]:
+    """Every source file below a folder, but those in folders that are skipped."""
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - SKIPPED
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def read(files: list[Path], size: int) -> str:

@@ -50,10 +50,8 @@ def main(steps: int = 600, examples: int = 200) -> dict[str, Any]:
     known, (x, labels) = digits(examples)
     step = al.train_step(model, loss, optax.adam(3e-3))
     params, state = model.init(jax.random.key(0), al.spec("b 64"))
-    ts = step.start(params, state)
-    while int(ts.step) < steps:
-        for batch in al.batches(known, 50, key=int(ts.step)):
-            ts, _ = step(ts, batch)
+    batches = al.batches(known, 50, key=0)
+    ts = al.fit(step, step.start(params, state), batches, steps=steps).state
     logits = np.asarray(model.predict(ts.params, ts.model_state, x))
     votes = logits.argmax(-1)
     chosen = np.asarray(jax.nn.softmax(logits)).mean(0).argmax(-1)

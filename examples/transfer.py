@@ -52,12 +52,8 @@ def digits() -> tuple[Any, Any, Any]:
 def trained(model: Any, params: Any, state: Any, data: Any, steps: int) -> Any:
     """The state of training after so many steps."""
     step = al.train_step(model, loss, optax.adamw(3e-3, weight_decay=0.01))
-    ts = step.start(params, state)
     batches = al.batches(data, min(64, len(data[0])), key=0)
-    while int(ts.step) < steps:
-        for batch in batches:
-            ts, _ = step(ts, batch)
-    return ts
+    return al.fit(step, step.start(params, state), batches, steps=steps).state
 
 
 def accuracy(model: Any, ts: Any, data: Any) -> float:

@@ -17,6 +17,12 @@ import axonlike as al
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+def compiled(ledger, name="_step"):
+    """How often a function was compiled, the training step as a rule."""
+    names = [e.function for e in ledger.events if e.stage == "compile"]
+    return names.count(name)
+
+
 @pytest.fixture
 def digits(monkeypatch):
     for library in ("matplotlib", "rich", "sklearn"):
@@ -47,7 +53,9 @@ def run_alone(lines):
 def test_the_demo_trains_exports_and_draws(digits, tmp_path, capsys):
     from safetensors.numpy import load_file
 
-    accuracy = digits.main(steps=3, output=tmp_path)
+    with al.ledger() as ledger:
+        accuracy = digits.main(steps=3, output=tmp_path)
+    assert compiled(ledger) == 1
     assert 0 <= accuracy <= 1
     said = capsys.readouterr().out
     assert f"held-out accuracy {accuracy:.2%}" in said
@@ -141,18 +149,12 @@ def learn_characters(characters, folder, steps):
     )
 
 
-def one_step_was_compiled(ledger):
-    """Whether the training step was compiled once, whatever else was."""
-    names = [e.function for e in ledger.events if e.stage == "compile"]
-    return names.count("_step") == 1
-
-
 def test_characters_are_learned_and_counted(recipe, tmp_path, capsys):
     pytest.importorskip("orbax.checkpoint")
     characters = recipe("characters")
     with al.ledger() as ledger:
         learned, counted = learn_characters(characters, tmp_path, 10)
-    assert one_step_was_compiled(ledger)
+    assert compiled(ledger) == 1
     out = capsys.readouterr().out
     assert f"held-out loss of the model: {learned:.4f} nats" in out
     assert f"counting with three characters: {counted:.4f} nats" in out
@@ -189,7 +191,7 @@ def test_recurrences_race(recipe, capsys, monkeypatch):
     monkeypatch.setattr(recurrent, "KINDS", {"gru": al.gru})
     with al.ledger() as ledger:
         accuracies = recurrent.main(epochs=2)
-    assert one_step_was_compiled(ledger)
+    assert compiled(ledger) == 1
     assert list(accuracies) == ["gru"]
     assert f"held-out accuracy {accuracies['gru']:.2%}" in capsys.readouterr().out
 
@@ -200,7 +202,7 @@ def test_an_autoencoder_draws(recipe, tmp_path):
     vae = recipe("vae")
     with al.ledger() as ledger:
         assert vae.main(epochs=2, output=tmp_path) < 64 * np.log(2)
-    assert one_step_was_compiled(ledger)
+    assert compiled(ledger) == 1
     assert (tmp_path / "vae.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_examples import compiled
+
+import axonlike as al
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -34,7 +37,9 @@ def test_one_step_on_a_task_differentiates_as_a_function(example):
 
 @pytest.mark.slow
 def test_meta_training_learns_to_learn_in_a_step(example, capsys):
-    errors = example("maml").main(steps=2000)
+    with al.ledger() as ledger:
+        errors = example("maml").main(steps=2000)
+    assert compiled(ledger, "step") == 2  # one of each way to train
     assert errors["meta-trained"][1] < 0.5 * errors["meta-trained"][0]
     assert errors["meta-trained"][1] < 0.5 * errors["all at once"][1]
     assert "meta-trained:" in capsys.readouterr().out
@@ -42,7 +47,9 @@ def test_meta_training_learns_to_learn_in_a_step(example, capsys):
 
 def test_the_mean_of_an_ensemble_is_better_than_its_members(example, capsys):
     pytest.importorskip("sklearn")
-    found = example("ensembles").main(steps=200)
+    with al.ledger() as ledger:
+        found = example("ensembles").main(steps=200)
+    assert compiled(ledger) == 1
     assert len(found["members"]) == 8
     assert found["mean"] > found["members"].mean()
     assert found["right where they agree"] > found["right where they do not"]
@@ -52,6 +59,8 @@ def test_the_mean_of_an_ensemble_is_better_than_its_members(example, capsys):
 @pytest.mark.slow
 def test_a_frozen_trunk_learns_from_few(example, capsys):
     pytest.importorskip("sklearn")
-    found = example("transfer").main()
+    with al.ledger() as ledger:
+        found = example("transfer").main()
+    assert compiled(ledger) == 3  # the trunk, the new head, all from scratch
     assert found["frozen trunk"] > found["from scratch"] + 0.03
     assert "195 of 13379 weights trained on 30 images" in capsys.readouterr().out
