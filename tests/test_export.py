@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_laws import ROWS
-from zoo import FAMILIES, MODELS, SMALL, TEXT, writer
+from zoo import FAMILIES, MODELS, SMALL, TEXT, drawn, writer
 
 import axonlike as al
 from axonlike.spec import as_spec
 from axonlike.testing import _sized, _sizes, _values
-
-KEY = jax.random.key(0)
 
 # A process without axonlike: it runs every file on inputs of three sizes, and writes the
 # largest difference, as a part of the largest number, of each.
@@ -55,7 +53,7 @@ def sizes_of(specs, options):
 def write(folder, name, layer, spec, options):
     """A file, and inputs with outputs of three sizes beside it."""
     specs = as_spec(spec)
-    params, state = layer.init(KEY, specs)
+    params, state = drawn(layer, specs)
     al.export(layer, params, state, spec, folder / f"{name}.stablehlo", check=False)
     for case, sizes in enumerate(sizes_of(specs, options)):
         x = _values(np.random.default_rng(case), _sized(specs, sizes))
@@ -129,7 +127,7 @@ def test_every_layer_is_exported_and_runs_without_axonlike(tmp_path):
 )
 def test_sequences_may_have_any_length(tmp_path, layer):
     spec = al.spec("b t", int, ("t<=9",))
-    params, state = layer.init(KEY, spec)
+    params, state = drawn(layer, spec)
     file = al.export(layer, params, state, spec, tmp_path / "m.stablehlo")
     run = jax.export.deserialize(bytearray(file.read_bytes())).call
     for shape in ((1, 2), (3, 9)):
@@ -141,7 +139,7 @@ def test_sequences_may_have_any_length(tmp_path, layer):
 def test_images_may_have_any_size(tmp_path):
     model = al.conv(3, (3, 3)) >> al.max_pool(2) >> al.global_avg_pool() >> al.dense(2)
     spec = al.spec("b 2*h 2*w 1")
-    params, state = model.init(KEY, spec)
+    params, state = drawn(model, spec)
     file = al.export(model, params, state, spec, tmp_path / "m.stablehlo")
     run = jax.export.deserialize(bytearray(file.read_bytes())).call
     x = jnp.ones((2, 8, 6, 1))
@@ -156,7 +154,7 @@ def test_inputs_are_the_pytree_that_predict_takes(tmp_path):
         lambda d: (d["x"], d["y"]), name="f"
     )
     spec = {"x": al.spec("b 3"), "y": al.spec("b", int)}
-    params, state = model.init(KEY, spec)
+    params, state = drawn(model, spec)
     file = al.export(model, params, state, spec, tmp_path / "m.stablehlo")
     run = jax.export.deserialize(bytearray(file.read_bytes())).call
     first, second = run({"x": jnp.ones((4, 3)), "y": jnp.ones(4, int)})
@@ -167,7 +165,7 @@ def test_weights_beside_are_a_file_that_any_reader_opens(tmp_path):
     blocks = al.repeat(al.residual(al.dense(4)), 3)
     model = al.serial(blocks=blocks, norm=al.batch_norm(), head=al.dense(2))
     spec = al.spec("b 4")
-    params, state = model.init(KEY, spec)
+    params, state = drawn(model, spec)
     file = al.export(
         model, params, state, spec, tmp_path / "m.stablehlo", weights="beside"
     )
@@ -188,7 +186,7 @@ def test_weights_beside_are_a_file_that_any_reader_opens(tmp_path):
 )
 def test_state_that_is_carried_goes_from_call_to_call(tmp_path, weights):
     (model, spec), path = writer(), tmp_path / "m.stablehlo"
-    params, state = model.init(KEY, al.spec("2 3", int))
+    params, state = drawn(model, al.spec("2 3", int))
     how = {"options": {"decode": True}, "carry_state": True, "weights": weights}
     al.export(model, params, state, spec, path, **how)
     run = jax.export.deserialize(bytearray(path.read_bytes())).call
@@ -210,7 +208,7 @@ def test_a_tied_weight_is_stored_once(tmp_path, weights):
     model = al.models.llama(
         vocab_size=4000, hidden_features=8, num_kv_heads=1, tied=True, **SMALL
     )
-    params, state = model.init(KEY, TEXT)
+    params, state = drawn(model, TEXT)
     path = tmp_path / "m.stablehlo"
     al.export(model, params, state, TEXT, path, weights=weights, check=False)
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
@@ -220,7 +218,7 @@ def test_a_tied_weight_is_stored_once(tmp_path, weights):
 
 def test_dtypes_that_others_do_not_read_stay_inside(tmp_path):
     layer = al.dense(3, param_dtype=jnp.float8_e4m3fn)
-    params, state = layer.init(KEY, al.spec("b 4"))
+    params, state = drawn(layer, al.spec("b 4"))
     with pytest.raises(ValueError, match=r"export: 'bias' is float8_e4m3fn.*'inside'"):
         al.export(
             layer, params, state, al.spec("b 4"), tmp_path / "m", weights="beside"
@@ -230,7 +228,7 @@ def test_dtypes_that_others_do_not_read_stay_inside(tmp_path):
 
 def test_a_file_is_for_the_platforms_that_were_asked_for(tmp_path):
     layer = al.dense(2)
-    params, state = layer.init(KEY, al.spec("b 3"))
+    params, state = drawn(layer, al.spec("b 3"))
     args = (layer, params, state, al.spec("b 3"))
     for platforms in (("cpu", "cuda", "tpu"), ("tpu",)):
         file = al.export(*args, tmp_path / "m.stablehlo", platforms=platforms)
@@ -272,7 +270,7 @@ def test_what_cannot_be_exported_says_which_layer_and_why(tmp_path, function, wh
     inner = al.serial(al.dense(3), al.lift(function, name="odd"))
     for body in (inner, inner**2):
         model = al.serial(first=al.dense(3), body=body, last=al.dense(2))
-        params, state = model.init(KEY, spec)
+        params, state = drawn(model, spec)
         with pytest.raises(ValueError, match=what) as caught:
             al.export(model, params, state, spec, tmp_path / "m.stablehlo")
         assert "float32[b, t, 3]" in str(caught.value)
@@ -281,7 +279,7 @@ def test_what_cannot_be_exported_says_which_layer_and_why(tmp_path, function, wh
 
 def test_what_cannot_be_traced_for_open_sizes_says_which_layer(tmp_path):
     model = al.serial(body=al.lift(halves))
-    params, state = model.init(KEY, al.spec("b 4 3"))
+    params, state = drawn(model, al.spec("b 4 3"))
     with pytest.raises(ValueError, match="equal division") as caught:
         al.export(model, params, state, al.spec("b t 3"), tmp_path / "m.stablehlo")
     assert any("in body: " in note for note in caught.value.__notes__)
@@ -290,7 +288,7 @@ def test_what_cannot_be_traced_for_open_sizes_says_which_layer(tmp_path):
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     layer = al.dense(2)
-    params, state = layer.init(KEY, al.spec("b 3"))
+    params, state = drawn(layer, al.spec("b 3"))
     stablehlo = importlib.import_module("axonlike.io.stablehlo")
     plain = stablehlo._plain
     monkeypatch.setattr(stablehlo, "_plain", lambda run: plain(lambda x: run(x) + 0.1))
@@ -328,7 +326,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
 )
 def test_arguments_are_checked(wrong, what):
     layer, spec = al.dense(2), al.spec("b 3")
-    params, state = jax.tree.map(jnp.zeros_like, layer.init(KEY, spec))
+    params, state = drawn(layer, spec)
     given = {"model": layer, "params": params, "state": state, "spec": spec}
     with pytest.raises((ValueError, TypeError, IsADirectoryError), match=what):
         al.export(**{**given, "path": "m", **wrong})

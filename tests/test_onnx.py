@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from jax import lax
 from test_laws import TABLE
 from test_random_models import SPEC, models
-from zoo import FAMILIES, MODELS, writer
+from zoo import FAMILIES, MODELS, drawn, writer
 
 import axonlike as al
 from axonlike.io.onnx import nodes, write
@@ -22,7 +22,6 @@ from axonlike.io.onnx.table import TABLE as PRIMITIVES
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-KEY = jax.random.key(0)
 SOME = ["conv", "dense", "embedding", "ensemble", "kv_cache", "resize", "switch"]
 # The first rows of a few layers in every run, all of them nightly.
 ROWS = [
@@ -43,19 +42,9 @@ ZOO = [
 
 
 def exported(model, spec, path, **how):
-    params, state = model.init(KEY, spec)
-    params = jax.tree.map(moved, params)
-    state = jax.tree.map(moved, state)
+    params, state = drawn(model, spec)
     al.export_onnx(model, params, state, spec, path, **how)
     return params, state
-
-
-def moved(a):
-    """Numbers that are not the zeros and ones of new weights."""
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        return a
-    draw = np.random.default_rng(a.size).uniform(-0.1, 0.1, a.shape)
-    return (a + jnp.asarray(draw, a.dtype)).astype(a.dtype)
 
 
 def normal(*shape):
@@ -419,7 +408,7 @@ def test_what_has_no_outputs_that_are_needed_is_left_out(tmp_path):
 
 def test_state_that_is_carried_goes_from_call_to_call(tmp_path):
     (model, spec), path = writer(), tmp_path / "model.onnx"
-    params, state = model.init(KEY, al.spec("2 3", int))
+    params, state = drawn(model, al.spec("2 3", int))
     how = {"options": {"decode": True}, "carry_state": True}
     al.export_onnx(model, params, state, spec, path, **how)
     ours = {name for name, _ in al.paths(unrolled(params))}

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import axonlike as al
 
@@ -272,3 +273,21 @@ FAMILIES = {
     "vit": small_vit,
 }
 """By name in `al.models`, a function that builds the model, small, and its spec."""
+
+
+def drawn(model, spec):
+    """Params and state without `init`, most of whose time is compilation.
+
+    Numbers that are not the zeros and ones of new weights; what has to be positive is.
+    """
+    shapes = jax.eval_shape(lambda key: model.init(key, spec), jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(_drawn, shapes)
+
+
+def _drawn(keys, like):
+    if not jnp.issubdtype(like.dtype, jnp.floating):
+        return jnp.zeros(like.shape, like.dtype)
+    name = jax.tree_util.keystr(keys[-1:], simple=True)
+    numbers = np.random.default_rng(like.size).uniform(-0.5, 0.5, like.shape)
+    numbers = numbers + (name in ("scale", "var"))
+    return jnp.asarray(np.asarray(numbers, np.float32), like.dtype)
