@@ -378,7 +378,19 @@ def test_an_unknown_size_that_no_param_depends_on_is_fine():
 
 def test_a_glob_of_shardings_that_means_nothing_is_an_error():
     with pytest.raises(al.PathError, match=r"Nearest: 'dense/kernel'"):
-        (al.dense(3) >> jnp.sin).init(KEY, (None, 2), shardings={"dense/kernl": None})
+        shardings = {"dense/kernl": jax.sharding.PartitionSpec()}
+        (al.dense(3) >> jnp.sin).init(KEY, (None, 2), shardings=shardings)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [("model", "str"), ({"dense": "model"}, "str for 'dense'")],
+)
+def test_what_is_no_sharding_is_told(wrong, got):
+    wanted = "a dict, {selector: PartitionSpec or Sharding}"
+    with pytest.raises(TypeError) as error:
+        (al.dense(3) >> jnp.sin).init(KEY, (None, 2), shardings=wrong)
+    assert str(error.value) == f"shardings: expected {wanted}, got {got}."
 
 
 # --- on several devices
