@@ -14,7 +14,7 @@ import numpy as np
 from axonlike.evaluation import check_key, check_options, check_train, evaluate
 from axonlike.frame import Run
 from axonlike.inspect.nonfinite_report import NonfiniteReport, Row
-from axonlike.inspect.probe import SILENT, Probe, magnitude
+from axonlike.inspect.probe import SILENT, Probe, is_smooth, magnitude, summed
 from axonlike.layer import Layer, as_layer
 from axonlike.params import paths
 from axonlike.spec import show
@@ -235,7 +235,7 @@ def _value_and_grad(function: Callable[..., Any], argnums: Any = 0) -> Any:
 
 
 def _largest(tree: PyTree) -> Array:
-    return magnitude(leaf for leaf in jax.tree.leaves(tree) if _is_smooth(leaf))
+    return magnitude(leaf for leaf in jax.tree.leaves(tree) if is_smooth(leaf))
 
 
 def _zeros(spec: Any) -> Array:
@@ -254,13 +254,7 @@ def _value(loss: Loss | None, y: PyTree, args: tuple[Any, ...]) -> Array:
                 f"loss: expected floating-point numbers, got {show(value)}."
             )
         return jnp.mean(value)
-    leaves = [leaf for leaf in jax.tree.leaves(y) if _is_smooth(leaf)]
-    sums = (jnp.sum(jnp.real(leaf).astype(jnp.float32)) for leaf in leaves)
-    return sum(sums, start=jnp.zeros(()))
-
-
-def _is_smooth(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
+    return summed(y)
 
 
 Measured = tuple[Row, Any]
@@ -292,7 +286,7 @@ def _of_params(model: Layer, params: Params, grads: Params) -> list[Measured]:
     free = dict(paths(trainable(model, params)))
     found: list[Measured] = []
     for path, grad in paths(grads):
-        if _is_smooth(grad):
+        if is_smooth(grad):
             value = _by_copy(path, grad)
             kind = "gradient" if free.get(path, True) else "frozen"
             found.append((Row(kind, path, value.shape), value))
@@ -301,7 +295,7 @@ def _of_params(model: Layer, params: Params, grads: Params) -> list[Measured]:
 
 def _of_arrays(kind: str, tree: PyTree) -> list[Measured]:
     """The magnitude of each array itself."""
-    smooth = [(path, leaf) for path, leaf in paths(tree) if _is_smooth(leaf)]
+    smooth = [(path, leaf) for path, leaf in paths(tree) if is_smooth(leaf)]
     values = [(path, _by_copy(path, leaf)) for path, leaf in smooth]
     return [(Row(kind, path, value.shape), value) for path, value in values]
 

@@ -118,7 +118,7 @@ class Probe:
         """The value, having been looked at."""
         key, entry = self._known(call.place, call.entry._replace(end=end))
         leaves, tree = cast(Any, jax.tree.flatten(value))
-        at = [i for i, leaf in enumerate(leaves) if _is_smooth(leaf)]
+        at = [i for i, leaf in enumerate(leaves) if is_smooth(leaf)]
         if not at:
             return value
         fixed = [jax.lax.stop_gradient(leaves[i]) for i in at]
@@ -155,7 +155,8 @@ def _nth(token: Array, frame: Frame) -> Array:
     return token
 
 
-def _is_smooth(leaf: Any) -> bool:
+def is_smooth(leaf: Any) -> bool:
+    """Whether it is an array that may be NaN, and has derivatives."""
     return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
@@ -190,6 +191,13 @@ def magnitude(leaves: Iterable[Any]) -> Array:
         largest = jnp.max(jnp.abs(leaf), initial=0)
         found = jnp.maximum(found, _narrowed(largest))
     return found
+
+
+def summed(tree: PyTree) -> Array:
+    """The sum of what is smooth in a tree: what stands for a loss."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_smooth(leaf)]
+    sums = (jnp.sum(jnp.real(leaf).astype(jnp.float32)) for leaf in leaves)
+    return sum(sums, start=jnp.zeros(()))
 
 
 def _narrowed(largest: Array) -> Array:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
-import jax.numpy as jnp
 
 from axonlike.evaluation import evaluate
 from axonlike.frame import Frame, Run
+from axonlike.inspect.probe import is_smooth, summed
 from axonlike.types import PyTree
 
 LAYER = "axonlike_layer"
@@ -58,9 +58,7 @@ class Call(NamedTuple):
 
         def loss(smooth: list[Any], rest: Any) -> Any:
             y, state = self._run(others(smooth), rest, plain=True)
-            leaves = [leaf for leaf in jax.tree.leaves(y) if _is_smooth(leaf)]
-            sums = [jnp.sum(jnp.real(y).astype(jnp.float32)) for y in leaves]
-            return sum(sums, jnp.float32(0)), (y, state)
+            return summed(y), (y, state)
 
         step = cast(Any, jax.jit(jax.value_and_grad(loss, has_aux=True)))
         compiled = step.lower(smooth, (self.state, self.x, self._key())).compile()
@@ -85,7 +83,7 @@ class Call(NamedTuple):
 def _parted(params: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
     """The params that have derivatives, and all of them from others in their place."""
     leaves, tree = cast(Any, jax.tree.flatten(params))
-    smooth = list(map(_is_smooth, leaves))
+    smooth = list(map(is_smooth, leaves))
 
     def others(new: list[Any]) -> PyTree:
         items = iter(new)
@@ -93,10 +91,6 @@ def _parted(params: PyTree) -> tuple[list[Any], Callable[[list[Any]], PyTree]]:
         return tree.unflatten([next(items) if s else leaf for leaf, s in both])
 
     return [leaf for leaf, s in zip(leaves, smooth, strict=True) if s], others
-
-
-def _is_smooth(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
 
 
 class Around:
