@@ -93,11 +93,11 @@ def train(model: al.Layer, data: Any, held: Any, steps: int | None, seed: int) -
 
 
 RUN = """to run the model, for any number of images x, float32[n, 8, 8, 1] from 0 to 1:
-  with JAX alone:
+  with JAX alone (pip install jax flatbuffers):
     from pathlib import Path
     from jax import export
     logits = export.deserialize(bytearray(Path({0!r}).read_bytes())).call(x)
-  with onnxruntime alone:
+  with onnxruntime alone (pip install onnxruntime):
     import onnxruntime
     logits, = onnxruntime.InferenceSession({1!r}).run(None, {{"input": x}})"""
 

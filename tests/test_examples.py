@@ -33,8 +33,8 @@ def digits(monkeypatch):
 
 
 def lines_to_run(said):
-    """What the demo says below each "with ... alone:", as programs."""
-    for part in said.split(" alone:\n")[1:]:
+    """What the demo says below each "with ... alone (...):", as programs."""
+    for part in said.split("):\n")[1:]:
         lines = itertools.takewhile(lambda line: line[:4].isspace(), part.splitlines())
         yield "\n".join(line[4:] for line in lines)
 

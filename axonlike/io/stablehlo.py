@@ -46,7 +46,7 @@ def export(
 ) -> Path:
     """Writes what `predict` computes as a StableHLO file.
 
-    To run it, a process needs JAX and nothing else:
+    To run it, a process needs JAX and flatbuffers, and nothing else:
 
         from pathlib import Path
         from jax import export
