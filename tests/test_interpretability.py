@@ -344,6 +344,37 @@ def test_mlps_taken_out_or_put_to_their_means():
     close(mean, head.predict(params, state, sums))
 
 
+# --- every site of whole models
+
+
+def random_like(spec):
+    shape = tuple(n if isinstance(n, int) else 2 for n in spec.shape)
+    if jnp.issubdtype(spec.dtype, jnp.integer):
+        return jax.random.randint(KEY, shape, 0, 10)
+    return jax.random.normal(KEY, shape, spec.dtype)
+
+
+IN_CI = ("siamese", "experts", "gpt")
+SLOW = [pytest.param(n, marks=pytest.mark.slow) for n in zoo.MODELS if n not in IN_CI]
+
+
+@pytest.mark.parametrize("name", [*IN_CI, *SLOW])
+def test_a_models_own_values_put_at_all_of_its_sites_change_nothing(name):
+    model, spec = zoo.MODELS[name]()
+    x = jax.tree.map(random_like, spec)
+    params, state = model.init(KEY, x)
+    found = [model[path] for path in model.sites(x)]
+    edits = [site.set(al.on("same", site.fill(0))) for site in found]
+    edited = al.compile(model["output"], edits=edits)
+
+    @jax.jit
+    def run(params, state, x):
+        return edited(params, state, x, same=x), model.predict(params, state, x)
+
+    for a, b in zip(*map(jax.tree.leaves, run(params, state, x)), strict=True):
+        assert jnp.abs(a - b).max() <= 1e-6 * max(1, jnp.abs(b).max())
+
+
 # --- attribution patching
 
 
