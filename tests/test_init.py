@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import axonlike as al
+from axonlike import initialize
 
 KEY = jax.random.key(3)
 TRACED = []
@@ -377,9 +378,39 @@ def test_an_unknown_size_that_no_param_depends_on_is_fine():
 
 
 def test_a_glob_of_shardings_that_means_nothing_is_an_error():
+    shardings = {"dense/kernl": jax.sharding.PartitionSpec()}
     with pytest.raises(al.PathError, match=r"Nearest: 'dense/kernel'"):
-        shardings = {"dense/kernl": jax.sharding.PartitionSpec()}
         (al.dense(3) >> jnp.sin).init(KEY, (None, 2), shardings=shardings)
+
+
+def test_what_was_traced_in_64_bits_does_not_serve_in_32():
+    @al.layer
+    def numbered():
+        def init(key, x):
+            return {"numbers": jnp.arange(3.0)}
+
+        def apply(params, x):
+            return x
+
+        return init, apply
+
+    x = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    with jax.enable_x64(True):
+        wide, _ = numbered().init(KEY, x)
+    narrow, _ = numbered().init(KEY, x)
+    assert [wide["numbers"].dtype, narrow["numbers"].dtype] == ["float64", "float32"]
+    assert al.summary(numbered(), x).total("bytes") == 12
+
+
+@pytest.mark.usefixtures("leaks_unchecked")  # under it no layer is kept
+def test_not_every_layer_that_there_was_is_kept(monkeypatch):
+    al.dense(3).init(KEY, (None, 2))
+    kept = initialize._recent
+    monkeypatch.setattr(initialize, "_MOST_RECENT", len(kept))
+    before = list(kept)
+    new = al.dense(3, bias_init=lambda key, shape, dtype: jnp.ones(shape, dtype))
+    new.init(KEY, (None, 2))
+    assert list(kept) == [*before[1:], new]
 
 
 @pytest.mark.parametrize(
