@@ -560,6 +560,10 @@ WRONG = {
         lambda: al.fuse(None, axis=0),
         "fuse: expected names of theirs, got None.",
     ),
+    "tied": (
+        lambda: al.tied("a", transpose="yes"),
+        "tied: transpose must be True or False, got 'yes'.",
+    ),
     "load of files": (
         lambda: NAMES.load({1: normal(0, 1)}, two_layers(), X),
         "mapping: files: expected names that are text, got 1.",

@@ -25,7 +25,13 @@ from axonlike.io.differences import (
     unnamed,
     unused,
 )
-from axonlike.io.given import check_layer, check_names, check_table, path_of
+from axonlike.io.given import (
+    check_flags,
+    check_layer,
+    check_names,
+    check_table,
+    path_of,
+)
 from axonlike.io.links import AnyLink
 from axonlike.io.resolve import modules_of, resolve
 from axonlike.io.rules import Fuse, Rule, Split, Tied, rule_of
@@ -414,6 +420,7 @@ def tied(ours: str, *, transpose: bool = False) -> Tied:
         >>> import axonlike as al
         >>> names = al.mapping({"wte": "embed", "lm_head": al.tied("embed")})
     """
+    check_flags("tied", transpose=transpose)
     return Tied(_names("tied", "a path of ours", [ours])[0], transpose)
 
 

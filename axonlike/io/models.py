@@ -22,7 +22,7 @@ from axonlike.io.arrays import DTYPES, damaged, is_key
 from axonlike.io.atomic import write_text
 from axonlike.io.compare import compared
 from axonlike.io.given import check_layer, path_of
-from axonlike.io.notes import loads
+from axonlike.io.notes import LONGEST, loads
 from axonlike.io.rebuild import Known, rebuilt
 from axonlike.io.weights import fetched, wanted_of, write
 from axonlike.layer import Layer
@@ -33,7 +33,6 @@ from axonlike.types import FilePath, Params, State
 
 _FILE = "model.json"
 _FORMAT = "axonlike model"
-_LONGEST = 100_000_000
 _WEIGHTS = r"weights-[0-9a-f]{8}\.safetensors"
 
 
@@ -185,7 +184,7 @@ def _content(file: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"load_model: there is no {file}. Pass the folder that save_model wrote."
         )
-    if file.stat().st_size > _LONGEST:
+    if file.stat().st_size > LONGEST:
         raise damaged(file, "it is too long")
     try:
         content: Any = loads(file.read_bytes())
@@ -238,7 +237,9 @@ def _weights_before(folder: Path) -> Path | None:
             f"save_model: {file} is there and no model of axonlike, so it is not replaced. "
             "Choose another folder."
         )
-    with suppress(ValueError, OSError):
+    with suppress(
+        ValueError, OSError
+    ):  # damaged: its weights cannot be known, and stay
         name = _content(file)["weights"]
         return folder / name if re.fullmatch(_WEIGHTS, name) else None
     return None

@@ -13,6 +13,8 @@ from axonlike.io.arrays import DTYPES, Array, Entry, Item, checksum, damaged, en
 
 Found = tuple[str, tuple[int, ...], Callable[[], Array]]
 """The dtype and shape of an array in a file, and how to read it."""
+LONGEST = 100_000_000
+"""Bytes of JSON that are read; no file that was written has more."""
 _KEYS = ("key<fry>", "key<rbg>", "key<urbg>")
 
 

@@ -17,12 +17,11 @@ from numpy.lib import format as npy
 from axonlike.io.arrays import PLAIN, Array, Entry, Item, checksum, damaged
 from axonlike.io.atomic import replacing
 from axonlike.io.given import check_there
-from axonlike.io.notes import Found, described, note
+from axonlike.io.notes import LONGEST, Found, described, note
 
 NATIVE = frozenset(PLAIN.split())
 """The dtypes that such a file has."""
 _OURS = "__axonlike__"
-_LONGEST_NOTE = 100_000_000
 # What zipfile, zlib, NumPy and the parser of its headers raise for bytes that are no
 # archive. zipfile has NotImplementedError for compressions and versions it does not know.
 _WRONG = (
@@ -83,7 +82,7 @@ def read(path: Path) -> dict[str, Entry]:
 
 
 def _note(path: Path, ours: Found) -> str:
-    if math.prod(ours[1]) > _LONGEST_NOTE:
+    if math.prod(ours[1]) > LONGEST:
         raise damaged(path, "what axonlike noted in it is too long")
     try:
         return ours[2]().tobytes().decode()

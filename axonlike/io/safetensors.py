@@ -19,7 +19,7 @@ import numpy as np
 from axonlike.io.arrays import DTYPES, Array, Entry, Item, checksum, damaged
 from axonlike.io.atomic import replacing
 from axonlike.io.given import check_there
-from axonlike.io.notes import described, is_strings, loads, note
+from axonlike.io.notes import LONGEST, described, is_strings, loads, note
 
 _NAMES = {
     "BOOL": "bool",
@@ -32,7 +32,6 @@ _NAMES = {
 _CODES = {name: code for code, name in _NAMES.items()}
 NATIVE = frozenset(_CODES)
 """The dtypes that such a file has."""
-_LONGEST_HEADER = 100_000_000
 _OURS = "axonlike"
 
 
@@ -128,7 +127,7 @@ def _read_header(path: Path, file: IO[bytes]) -> tuple[int, dict[str, Any]]:
     size = path.stat().st_size
     first = file.read(8)
     length = int.from_bytes(first, "little")
-    if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+    if size < 8 or length > min(size - 8, LONGEST):
         if first.startswith(b"PK\3\4"):
             raise ValueError(
                 f"load: {path} is a zip, and no safetensors file. "

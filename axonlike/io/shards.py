@@ -13,10 +13,9 @@ from axonlike.io import safetensors
 from axonlike.io.arrays import Entry, Item, damaged
 from axonlike.io.atomic import write_text
 from axonlike.io.given import check_there
-from axonlike.io.notes import is_strings, loads
+from axonlike.io.notes import LONGEST, is_strings, loads
 
 _SUFFIX = ".index.json"
-_LONGEST_INDEX = 100_000_000
 
 
 def write(
@@ -100,7 +99,7 @@ def _shards_before(index: Path) -> list[Path]:
     """The files of an index that is there, which an earlier save made."""
     try:
         return [index.with_name(name) for name in {*_weight_map(index).values()}]
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # no index, or a damaged one: its files stay
         return []
 
 
@@ -139,7 +138,7 @@ def read(path: Path) -> dict[str, Entry]:
 def _weight_map(index: Path) -> dict[str, str]:
     """Which array is in which file; files are beside the index, nowhere else."""
     check_there(index)
-    if index.stat().st_size > _LONGEST_INDEX:
+    if index.stat().st_size > LONGEST:
         raise damaged(index, "it is too long")
     try:
         table: Any = loads(index.read_bytes())

@@ -46,7 +46,8 @@ def generate(
         steps: how many tokens to write; positive.
         lengths: how long each prompt is, where some are shorter; they are filled up at
             their ends, with any id, and text is written in place of that. None: all are
-            as long as `tokens`.
+            as long as `tokens`. What the shortest one has goes through the model at once,
+            the rest token by token; inside of `jit`, which does not tell, all of it.
         temperature: 0 for the most likely token, else by chance: logits are divided by
             it.
         key: for chance.
