@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -481,6 +482,16 @@ def test_a_run_compiles_one_step():
     assert first.compiles
     with al.max_compiles(0):
         al.fit(step, r.state, data, epochs=2)
+
+
+def test_a_step_costs_microseconds_of_its_own():
+    """A twentieth of a step of a thin perceptron, at most; measured: 4 us."""
+    data, times = [np.ones((8, 8), np.float32)] * 2000, []
+    for _ in range(3):
+        start = time.process_time()
+        al.fit(lambda state, batch: (state, {"loss": 1.0}), 0, data, epochs=1)
+        times.append(time.process_time() - start)
+    assert min(times) / len(data) < 20e-6
 
 
 # --- what is shown

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,8 @@ def write(path: Path, arrays: list[Item], shared: Mapping[str, str]) -> None:
     values = {item.path: item.read() for item in arrays}
     sums = {name: f"{checksum(data):08x}" for name, data in values.items()}
     text = note(arrays, sums, shared).encode()
-    tree = {**_nested(values), _OURS: np.frombuffer(text, np.uint8)}
+    leaves = nested((name.split("/"), array) for name, array in values.items())
+    tree = {**leaves, _OURS: np.frombuffer(text, np.uint8)}
 
     def fill(folder: Path) -> None:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
@@ -80,15 +81,14 @@ def _check(arrays: list[Item]) -> None:
                 )
 
 
-def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts of arrays by path."""
+def nested(leaves: Iterable[tuple[list[str], Any]]) -> dict[str, Any]:
+    """Nested dicts of leaves, each by the steps that lead to it."""
     tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *steps, last = path.split("/")
+    for (*above, last), leaf in leaves:
         here = tree
-        for step in steps:
+        for step in above:
             here = here.setdefault(step, {})
-        here[last] = array
+        here[last] = leaf
     return tree
 
 

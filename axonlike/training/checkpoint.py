@@ -24,6 +24,7 @@ import numpy as np
 
 from axonlike.errors import PathError, ShapeError
 from axonlike.extras import optional
+from axonlike.io.orbax import nested
 from axonlike.spec import show
 from axonlike.training.options import whole, whole_or_none
 from axonlike.types import PyTree
@@ -149,18 +150,6 @@ def in_order(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, item in cast("dict[Any, Any]", tree).items():
         yield from in_order(item, "/".join([*([path] if path else []), _quoted(name)]))
-
-
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Dicts of dicts, by the steps of the names."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *above, last = [_unquoted(step) for step in name.split("/")]
-        below = tree
-        for step in above:
-            below = below.setdefault(step, {})
-        below[last] = leaf
-    return tree
 
 
 def filled(saved: Saved, like: PyTree) -> Any:
@@ -368,7 +357,9 @@ def read(path: Path) -> Saved:
             state = "is missing" if file not in actual else "is not what was written"
             raise ValueError(f"{file} {state}")
     leaves = manifest["values"] | _read_arrays(path / ARRAYS, manifest["arrays"])
-    return Saved(path, nested({name: leaves[name] for name in manifest["names"]}))
+    steps = ([_unquoted(s) for s in n.split("/")] for n in manifest["names"])
+    values = (leaves[name] for name in manifest["names"])
+    return Saved(path, nested(zip(steps, values, strict=True)))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
