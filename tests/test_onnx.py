@@ -1,5 +1,6 @@
 """ONNX files of layers and models: what stands in them, and what they compute."""
 
+import importlib
 import subprocess
 import sys
 from collections import Counter
@@ -592,6 +593,24 @@ def test_an_input_that_onnx_has_no_numbers_of(tmp_path):
         "TypeError: export_onnx: input: ONNX runtimes compute with no complex64. Pass "
         "real numbers."
     )
+
+
+def test_an_opset_that_the_library_or_the_runtime_does_not_know(tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    runtime = importlib.import_module("onnxruntime")
+    monkeypatch.setattr(runtime, "InferenceSession", refusing)
+    assert message(al.identity, "b 4", path) == (
+        f"ValueError: export_onnx: onnxruntime {runtime.__version__} does not load the "
+        "file: no opset 23. Pass an older opset=, or check=False to look at the file."
+    )
+    monkeypatch.setattr(onnx.defs, "onnx_opset_version", lambda: 22)
+    assert message(al.identity, "b 4", path) == (
+        "ValueError: export_onnx: opset must be from 18 to 22, got 23."
+    )
+
+
+def refusing(*args, **kwargs):
+    raise RuntimeError("no opset 23.")
 
 
 def test_a_size_that_stands_in_no_input(tmp_path):

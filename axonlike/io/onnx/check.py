@@ -70,7 +70,13 @@ def runner(path: Path) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]
-    session = ort.InferenceSession(str(path), options, providers=providers)
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # its errors have no base class of their own
+        raise ValueError(
+            f"export_onnx: onnxruntime {ort.__version__} does not load the file: {error} "
+            "Pass an older opset=, or check=False to look at the file."
+        ) from error
 
     def run(arrays: Mapping[str, Any]) -> dict[str, Any]:
         feeds = {name: _held(array) for name, array in arrays.items()}

@@ -103,8 +103,8 @@ def export_onnx(
     target = check_given("export_onnx", model, trees, options, path)
     flags = {"carry_state": carry_state, "check": check, "external_data": external_data}
     check_flags("export_onnx", **{k: v for k, v in flags.items() if v is not None})
-    _check_numbers(opset, tolerance)
-    optional("onnx", "export_onnx")
+    known = optional("onnx", "export_onnx").defs.onnx_opset_version()
+    _check_numbers(opset, min(known, _NEWEST), tolerance)
     runs, specs, marks = is_to_run(check), as_spec(spec), Marks(opset, NODES)
     named = _named("input", specs)
     carried = _named("state", state) if carry_state else []
@@ -129,10 +129,10 @@ def export_onnx(
     return target
 
 
-def _check_numbers(opset: Any, tolerance: Any) -> None:
-    if type(opset) is not int or not _OLDEST <= opset <= _NEWEST:
+def _check_numbers(opset: Any, newest: int, tolerance: Any) -> None:
+    if type(opset) is not int or not _OLDEST <= opset <= newest:
         raise ValueError(
-            f"export_onnx: opset must be from {_OLDEST} to {_NEWEST}, got {opset!r}."
+            f"export_onnx: opset must be from {_OLDEST} to {newest}, got {opset!r}."
         )
     number = isinstance(tolerance, (int, float)) and tolerance >= 0
     if tolerance is not None and not number:
