@@ -139,7 +139,7 @@ def _words(key: Any) -> list[int] | None:
         return [int(key)]
     dtype: Any = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
+        key = jax.random.key_data(cast(Any, key))
     words: Any = np.asarray(key)
     if words.ndim == 1 and words.dtype == np.uint32:
         return [int(word) for word in words]
