@@ -310,7 +310,7 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         ({"platforms": None}, "export: platforms are some of .* got None"),
         ({"path": "m.safetensors", "weights": "beside"}, "go .* Call the file .stable"),
         ({"path": "."}, "export: . is a folder. Name a file in it"),
-        ({"path": None}, "export: expected the path of a file, got None"),
+        ({"path": None}, "export: expected a path, got None"),
         ({"model": "x"}, "export: expected a layer, the model, got str"),
         ({"params": None}, "export: params: expected a dict, got NoneType. Pass the"),
         ({"params": {"kernel": 2}}, "export: 'kernel' is int, not an array. Pass the"),

@@ -541,7 +541,7 @@ RENAME = "load: rename: expected a dict, {path in the file: path in the model}, 
         (
             al.save,
             {"path": 3, "params": {}},
-            "save: expected the path of a file, got int.",
+            "save: expected a path, got int.",
         ),
         (
             al.save,
@@ -555,7 +555,7 @@ RENAME = "load: rename: expected a dict, {path in the file: path in the model}, 
             "save: 'a' is a masked array, and files hold no masks. Pass array.filled(...), "
             "and the mask as an array of its own.",
         ),
-        (al.load, {"path": None}, "load: expected the path of a file, got None."),
+        (al.load, {"path": None}, "load: expected a path, got None."),
         (al.load, {"model": "m"}, "load: expected a layer, the model, got str."),
         (al.load, {"rename": ["a"]}, RENAME + "[str]."),
         (
@@ -584,7 +584,7 @@ RENAME = "load: rename: expected a dict, {path in the file: path in the model}, 
         (
             al.load_model,
             {"path": None},
-            "load_model: expected the path of a file, got None.",
+            "load_model: expected a path, got None.",
         ),
         (
             al.load_model,
@@ -594,7 +594,7 @@ RENAME = "load: rename: expected a dict, {path in the file: path in the model}, 
         (
             al.save_expressions,
             {"path": None, "tree": []},
-            "save_expressions: expected the path of a file, got None.",
+            "save_expressions: expected a path, got None.",
         ),
         (
             al.load_expressions,

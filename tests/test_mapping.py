@@ -592,7 +592,7 @@ WRONG = {
     ),
     "save of path": (
         lambda: NAMES.save(None, two_layers(), {}, {}),
-        "mapping: expected the path of a file, got None.",
+        "mapping: expected a path, got None.",
     ),
     "save of model": (
         lambda: NAMES.save("x.safetensors", {}, {}, {}),

@@ -552,7 +552,7 @@ def test_the_mapping_of_a_foreign_model_is_asked_for_in_vain():
         al.models.mapping_of("gpt2")
     with pytest.raises(TypeError, match="generate: expected a layer, the model, got"):
         al.models.generate("gpt2", {}, {}, jnp.ones((1, 1), int), 1)
-    with pytest.raises(TypeError, match="from_config: expected the path of a file"):
+    with pytest.raises(TypeError, match="from_config: expected a path, got"):
         al.models.pretrained(None)
 
 

@@ -16,7 +16,7 @@ from axonlike.spec import show
 def path_of(verb: str, path: Any) -> Path:
     """The path of a file or folder."""
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"{verb}: expected the path of a file, got {show(path)}.")
+        raise TypeError(f"{verb}: expected a path, got {show(path)}.")
     return Path(cast("str", path))
 
 
