@@ -1,6 +1,7 @@
 """What is traced and compiled, and why; counted against JAX's own events."""
 
 import logging
+import re
 import threading
 
 import jax
@@ -295,8 +296,8 @@ def test_the_report():
         f(X, n=2)
     head, first, second, *rest = str(book).splitlines()
     assert head.startswith("2 traces, 2 compiles, ")
-    assert first.startswith("  scale: trace 0.0")
-    assert ": first call  (" in first
+    times = r"  scale: trace \d+\.\d+ s, compile \d+\.\d+ s: first call  \("
+    assert re.match(times, first)
     assert "with and without 'n'" in second
     assert not rest
     assert repr(book) == "<ledger: 2 traces, 2 compiles>"
