@@ -338,6 +338,14 @@ def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
+def test_a_folder_that_could_not_be_put_in_place_leaves_what_was_there(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+    with pytest.raises(FileNotFoundError):
+        atomic.replace_folder(target, lambda path: None)
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_shards_and_back_again(tmp_path):
     model = model_of(True)
     params, state = model.init(KEY, SPEC)
