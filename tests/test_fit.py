@@ -627,6 +627,13 @@ def test_durations(seconds, text):
             "Pass al.batches(arrays, batch_size).",
         ),
         (
+            {"epochs": 1, "validate": (X, Y)},
+            TypeError,
+            "fit: validate: expected data to be an iterable of batches, got "
+            "(float32[20, 1], float32[20, 1]), which is one. Write [batch], or "
+            "al.batches(arrays, batch_size).",
+        ),
+        (
             {"epochs": 1, "validate_every": 3},
             ValueError,
             "fit: validate_every says when, and validate= is not given.",

@@ -145,6 +145,7 @@ def _validation(step: Any, validate: Any) -> Callable[[Any], Mapping[str, Any]]:
             f"fit: expected validate to be batches, or a function of the state, got "
             f"{show(validate)}. Pass al.batches(arrays, batch_size)."
         )
+    check_data("fit: validate", validate)
     if not hasattr(step, "evaluate"):
         raise TypeError(
             "fit: only a step of al.train_step knows how to evaluate batches. "
