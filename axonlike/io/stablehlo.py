@@ -68,7 +68,8 @@ def export(
         platforms: that it shall run on, whichever this machine has.
         weights: "inside" of the file, or "beside" it in a safetensors file of its name.
         carry_state: whether state goes in and comes out, as the keys and values of a
-            model that writes text do; or else it is part of the file, and stays.
+            model that writes text do; or else it is part of the file, and every call
+            starts from it.
         check: whether to run the file here and to compare it with the model; nothing is
             compared where no platform is that of this process.
 

@@ -67,7 +67,8 @@ def export_onnx(
         external_data: whether the arrays stand in a file beside, `model.onnx.data`, of
             which a runtime can map parts; None: if they are too many for one file, 2 GB.
         carry_state: whether state goes in and comes out, as the keys and values of a
-            model that writes text do; or else it is part of the file, and stays.
+            model that writes text do; or else it is part of the file, and every call
+            starts from it.
         check: whether to compare with onnxruntime; None: if it is installed.
         tolerance: how far outputs may differ, as a fraction of the largest number where
             that is above 1; None: 64 steps of the output's dtype, 7.6e-6 in float32.
