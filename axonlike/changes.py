@@ -102,9 +102,10 @@ def _changed(
     """What an edit makes of the value at its target."""
     indices = env.value(cast(Any, base(edit.target))[1])
     axes = _axes(place, env, at)
-    indices = of_one_copy(repr(edit.target), value, indices, len(axes))
-    check_not_empty(repr(edit.target), value, indices)
-    return put(value, indices, lambda part: _part(edit, part, env, axes))
+    name = repr(edit.target)
+    indices = of_one_copy(name, value, indices, len(axes))
+    check_not_empty(name, value, indices)
+    return put(name, value, indices, lambda part: _part(edit, part, env, axes))
 
 
 def _part(edit: Edit, part: Any, env: Env, axes: list[Axis]) -> Any:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from axonlike.deferred import ends
-from axonlike.errors import ShapeError
+from axonlike.errors import PathError, ShapeError
 from axonlike.spec import show
 
 # --- one verb each
@@ -182,32 +182,43 @@ def _check_last_axis(verb: str, name: str, array: Any) -> None:
 # --- parts of a value
 
 
-def part_of(value: Any, index: Any) -> Any:
+def part_of(name: str, value: Any, index: Any) -> Any:
     """`value[index]`; never a neighbour of an item that is not there.
 
     A plain number out of range is an error. Of one that is known only when the program
-    runs, the item is NaN, or the lowest integer.
+    runs, the item is NaN, or the lowest integer. `name` is that of the part in errors.
     """
-    _check_index(value, index)
-    if not _is_late(value, index):
-        return value[index]
-    return value.at[index].get(mode="fill")
+    if type(value) is dict and isinstance(index, str) and index not in value:
+        raise PathError(name, index, map(str, cast("dict[Any, Any]", value)))
+    value = cast(Any, value)
+    try:
+        _check_index(value, index)
+        if not _is_late(value, index):
+            return value[index]
+        return value.at[index].get(mode="fill")
+    except (IndexError, KeyError, TypeError) as error:
+        raise IndexError(
+            f"{name}: there is no such part of {show(value)}: {error}. Choose another."
+        ) from None
 
 
-def put(value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
+def put(
+    name: str, value: Any, indices: tuple[Any, ...], change: Callable[[Any], Any]
+) -> Any:
     """A value with a part of it changed; all of it is NaN if that part is not there."""
     if not indices:
         return change(value)
     first, *rest = indices
     if isinstance(value, (tuple, list)):
         items = list(cast("list[Any]", value))
-        items[first] = put(items[first], tuple(rest), change)
+        items[first] = put(name, part_of(name, items, first), tuple(rest), change)
         make = cast(Any, type(cast(Any, value)))
         return make(*items) if hasattr(make, "_fields") else make(items)
     if isinstance(value, dict):
         items = cast("dict[Any, Any]", value)
-        return {**items, first: put(items[first], tuple(rest), change)}
-    part = put(part_of(value, first), tuple(rest), change)
+        part = part_of(name, items, first)
+        return {**items, first: put(name, part, tuple(rest), change)}
+    part = put(name, part_of(name, value, first), tuple(rest), change)
     new = value.at[first].set(part)
     if not _is_late(value, first):
         return new
@@ -224,7 +235,7 @@ def of_one_copy(
         each = cast("tuple[Any, ...]", index if isinstance(index, tuple) else (index,))
         if isinstance(value, (tuple, list, dict)):  # of which an index chooses an item
             found.append(index)
-            value = cast(Any, value)[index]
+            value = part_of(name, value, index)
             continue
         whole = [isinstance(i, slice) and i == slice(None) for i in each[:axes]]
         if False in whole and each[whole.index(False)] is not Ellipsis:
@@ -246,7 +257,7 @@ def check_not_empty(name: str, value: Any, indices: tuple[Any, ...]) -> None:
         )
         if not plain or not hasattr(value, "shape") or not value.size:
             return
-        whole, value = value, part_of(value, index)
+        whole, value = value, part_of(name, value, index)
         if not value.size:
             raise ValueError(
                 f"edit: there is nothing at {name}, of {show(whole)}. "

@@ -79,7 +79,7 @@ def _selected(value: Any, axis: int, step: Step, env: Env) -> Any:
     if isinstance(chosen, Deferred):
         chosen = numbers_of(step, env.value(chosen))
     index = (slice(None),) * axis + (chosen,)
-    return jax.tree.map(partial(part_of, index=index), value)
+    return jax.tree.map(partial(part_of, step.site, index=index), value)
 
 
 def numbers_of(step: Step, chosen: Any) -> Any:
@@ -139,7 +139,11 @@ class Env:
             kwargs = {name: self.value(item) for name, item in node.kwargs.items()}
             if node.function is operator.getitem:
                 return self._part(node, *args)
-            return node.function(*args, **kwargs)
+            try:
+                return node.function(*args, **kwargs)
+            except Exception as error:  # whatever the function makes of its arguments
+                error.add_note(f"in the expression {node!r}")
+                raise
         if isinstance(node, Site):
             found = self.readers[node]
             values = {path: self._read(node, path, r) for path, r in found.items()}
@@ -153,8 +157,8 @@ class Env:
         if site is not None and not any(isinstance(i, str) for i in indices):
             found = {path: r.target for path, r in self.readers[site].items()}
             if not is_one(site.path, found):
-                return {path: part_of(each, index) for path, each in value.items()}
-        return part_of(value, index)
+                return {p: part_of(repr(node), v, index) for p, v in value.items()}
+        return part_of(repr(node), value, index)
 
     def _read(self, node: Site, path: str, reader: Reader) -> Any:
         """What a site holds; where it did not run, what is to be in its place."""

@@ -543,6 +543,23 @@ MISTAKES = {
         "edit: project_out got a direction that is zero at inp, along which there is "
         "nothing to take out. Give a direction, or leave the edit out.",
     ),
+    "no part": (
+        lambda m: al.compile(m["inp"][0, 0, 0]),
+        IndexError,
+        "inp[0, 0, 0]: there is no such part of float32[2, 8]: too many indices for "
+        "array: array is 2-dimensional, but 3 were indexed. Choose another.",
+    ),
+    "no part to edit": (
+        lambda m: al.compile(m["output"], edits=[m["inp"][0.5].set(0.0)]),
+        IndexError,
+        "inp[0.5]: there is no such part of float32[2, 8]: Indexer must have integer or "
+        "boolean type, got indexer with type float64. Choose another.",
+    ),
+    "not by that path": (
+        lambda m: al.compile(m["{inp,head}"]["hed"]),
+        al.PathError,
+        "{inp,head}['hed']: nothing is called 'hed'. Nearest: 'head'.",
+    ),
     "no such direction": (
         lambda m: al.compile(m["output"], edits=[m["inp"].project_out(1.0)]),
         al.ShapeError,
@@ -580,6 +597,14 @@ def test_a_mistake_says_what_to_do(name):
     with pytest.raises(error) as caught:
         jax.eval_shape(make(model), params, state, X)
     assert str(caught.value).partition("\n")[0] == text
+
+
+def test_what_a_function_raises_has_the_formula():
+    model = stack(1)
+    params, state = made(model)
+    with pytest.raises(TypeError) as caught:
+        (2 * (model["{inp,head}"] + 1)).evaluate(params, state, X)
+    assert caught.value.__notes__[0] == "in the expression ({inp,head} + 1)"
 
 
 @pytest.mark.parametrize("stacked", [True, False])
