@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,8 @@ def run_alone(folder):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+# Whose state has a batch of its own, which no file leaves open.
+FIXED = {"attention-4", "kv_cache"}
 SAMPLE = ("batch_norm", "conv", "embedding", "gru", "wire")
 
 
@@ -83,7 +86,9 @@ def check_rows(folder, chosen):
     for name, layer, spec, options in chosen:
         write(folder, name, layer, spec, options)
     found = run_alone(folder)
-    assert {case.rpartition(".")[0] for case in found} == {row[0] for row in chosen}
+    counts = Counter(case.rpartition(".")[0] for case in found)
+    assert counts.keys() == {row[0] for row in chosen}
+    assert {name for name, count in counts.items() if count < 3} <= FIXED
     assert {case: off for case, off in found.items() if not off <= 1e-6} == {}
 
 
@@ -91,8 +96,6 @@ def test_files_run_without_axonlike_for_any_size(tmp_path):
     check_rows(tmp_path, rows(SAMPLE))
 
 
-# Whose state has a batch of its own, which no file leaves open.
-FIXED = {"attention-4", "kv_cache"}
 SEQUENCES = {
     *("attention", "bidirectional", "gru", "learned_positions", "lstm", "mgu", "rnn"),
     *("rotary", "scan", "sinusoidal_positions"),
