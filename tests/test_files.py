@@ -853,12 +853,12 @@ def test_loading_needs_no_torch_and_unpickles_nothing(tmp_path):
 # --- killed while it writes
 
 SAVING = """
-import pathlib, sys, threading, time
+import os, pathlib, sys, threading, time
 import jax.numpy as jnp, numpy as np
 import axonlike as al
 
 def wait(*args, **options):
-    print("halfway", flush=True)
+    os.write(1, b"halfway\\n")  # in one piece, whatever other threads write
     time.sleep(60)
 
 class Waiting:
