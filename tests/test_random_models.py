@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import axonlike as al
@@ -95,7 +95,6 @@ def run(model, params, state, **how):
 # --- 0: a table of any model adds up
 
 
-@settings(max_examples=25)
 @given(models())
 def test_the_rows_of_a_table_add_up(model):
     params, state = jax.eval_shape(lambda: model.init(KEY, SPEC))
