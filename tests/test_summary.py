@@ -749,6 +749,35 @@ def test_an_optimizer_keeps_what_a_training_step_keeps():
     assert table.total("optimizer") == al.nbytes(ts.opt_state)
 
 
+@pytest.mark.parametrize("model", [al.frozen(al.dense(2)), al.lift(jnp.sin)])
+def test_an_optimizer_keeps_nothing_of_a_model_that_has_nothing_to_train(model):
+    table = al.summary(model, al.spec("b 3"), optimizer=optax.sgd(0.1, momentum=0.9))
+    assert table.total("optimizer") == 0
+
+
+STAGES = al.serial(a=al.dense(2), x=al.serial(b=al.dense(3), c=al.dense(4)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "width", "params", "flops"),
+    [
+        ("a", "x/b", 2, 9, 2 * (2 * 2 * 3 + 3)),
+        ("x/b", "output", 3, 16, 2 * (2 * 3 * 4 + 4)),
+        ("x/b", "x/c", 3, 16, 2 * (2 * 3 * 4 + 4)),
+    ],
+)
+def test_a_stretch_of_a_model_is_looked_at_as_one_layer(a, b, width, params, flops):
+    model, x = al.between(STAGES, a, b), jnp.ones((2, width))
+    table = al.summary(model, x)
+    assert (table.total("params"), table.total("flops")) == (params, flops)
+    (box,) = [n for n in al.diagram(al.serial(m=model), x).nodes if n.path == "m"]
+    assert box.detail == f"between(a={a!r}, b={b!r}, ...)"
+    whole, _ = STAGES.init(jax.random.key(0), (None, 3))
+    spoilt = {"m": jax.tree.map(lambda w: w * jnp.nan, whole)}
+    report = al.locate_nonfinite(al.serial(m=model), spoilt, {}, x)
+    assert report.forward.path == "m"
+
+
 def test_a_total_that_there_is_not_is_told():
     table = al.summary(al.dense(2), al.spec("b 3"))
     with pytest.raises(

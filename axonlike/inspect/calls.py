@@ -39,7 +39,8 @@ class Calls:
         self, frame: Frame, args: Any, kwargs: Any, method: str, name: str
     ) -> PyTree:
         """What the layer returns; its new state in the frame."""
-        if method != "apply":
+        stretch = frame.run.taps is not None  # it reads inside, and stops there
+        if method != "apply" or stretch:
             return frame.layer.run(frame, args, kwargs, method)
         leaves, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
         number, changed = len(self.entries), [False]

@@ -107,7 +107,8 @@ def memory(optimizer: Any, model: Any, made: Arrays) -> int:
     def is_trained(path: str, array: Any) -> bool:
         return free[path] and jnp.issubdtype(array.dtype, jnp.inexact)
 
-    trained, _ = partition(made.params, is_trained)
+    some = any(is_trained(path, array) for path, array in paths(made.params))
+    trained = partition(made.params, is_trained)[0] if some else {}
     return nbytes(jax.tree.leaves(jax.eval_shape(optimizer.init, trained)))
 
 

@@ -176,7 +176,8 @@ class _Builder:
     def _is_box(self, entry: Entry) -> bool:
         """Whether a layer is one box: a leaf, one of the catalogue, or too deep."""
         made_of = entry.layer.factory.__module__
-        closed = made_of.startswith("axonlike.layers") or entry.layer.kind == "scan"
+        closed = made_of.startswith("axonlike.layers")
+        closed = closed or entry.layer.kind in ("scan", "between")
         level = len([step for step in entry.path.split("/") if step not in ("", "*")])
         deep = self.depth is not None and level >= self.depth and bool(entry.name)
         return not entry.layer.children or closed or deep

@@ -103,7 +103,8 @@ class Around:
         self, frame: Frame, args: Any, kwargs: Any, method: str, name: str
     ) -> PyTree:
         """What the layer returns; its new state in the frame."""
-        if not name or method != "apply":
+        stretch = frame.run.taps is not None  # it reads inside, and stops there
+        if not name or method != "apply" or stretch:
             return frame.layer.run(frame, args, kwargs, method)
         leaves, tree = cast(Any, jax.tree.flatten((args, dict(kwargs))))
         fixed = tuple(None if hasattr(x, "dtype") else x for x in leaves)
