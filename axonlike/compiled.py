@@ -280,8 +280,11 @@ class _Plan:
         found = {site: resolve(model, site.path, run) for site in reads}
         paths = [cast(Any, base(edit.target))[0].path for edit in edits]
         targets = [resolve(model, path, run) for path in paths]
-        every = {site.path: None for site in reads} | dict.fromkeys(paths)
-        self.is_open = not run and any(may_mean_more(model, path) for path in every)
+        every = [
+            *((site.path, found[site]) for site in found),
+            *zip(paths, targets, strict=True),
+        ]
+        self.is_open = not run and any(may_mean_more(model, *each) for each in every)
         read = [t for each in found.values() for t in each.values()]
         points = points_of(read, [t for each in targets for t in each.values()])
         self.readers = {

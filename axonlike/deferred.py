@@ -146,15 +146,19 @@ class Deferred(abc.ABC):
     # --- edits
 
     def set(self, value: Any) -> Edit:
-        """The edit that puts a value here, broadcast to what is there."""
+        """The edit that puts a value here, broadcast to what is there.
+
+        Of what is run several times, a value with the axes that stand in front when it is
+        read is one for each run.
+        """
         return self._edited("set", value)
 
     def add(self, value: Any) -> Edit:
-        """The edit that adds a value."""
+        """The edit that adds a value; as for `set`."""
         return self._edited("add", value)
 
     def scale(self, value: Any) -> Edit:
-        """The edit that multiplies by a value."""
+        """The edit that multiplies by a value; as for `set`."""
         return self._edited("scale", value)
 
     def project_out(self, direction: Any) -> Edit:

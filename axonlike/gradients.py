@@ -58,7 +58,8 @@ def value_and_grads(
     bound = compile([expression, wrt], edits, model).model
     plain = _parts(bound, expression, wrt, edits)
     leaves = jax.tree.leaves(wrt, is_leaf=is_deferred)
-    is_open = any(may_mean_more(bound, cast(Any, base(t))[0].path) for t in leaves)
+    paths = [cast(Any, base(leaf))[0].path for leaf in leaves]
+    is_open = any(may_mean_more(bound, path, resolve(bound, path)) for path in paths)
 
     def function(params: Any, state: Any, x: Any, **arguments: Any) -> Any:
         sites, structure, read, with_added = plain

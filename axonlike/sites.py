@@ -115,13 +115,15 @@ def is_one(path: tuple[Any, ...], found: Mapping[str, Target]) -> bool:
     return len(found) == 1 and len(names) == len(path) and same
 
 
-def may_mean_more(model: Layer, path: tuple[Any, ...]) -> bool:
+def may_mean_more(
+    model: Layer, path: tuple[Any, ...], found: Mapping[str, Target]
+) -> bool:
     """Whether a glob may mean further uses of a layer, of which a run has to tell."""
-    found = resolve(model, path)
+    if is_one(path, found):
+        return False
     again = (s for s in spots(model) if s.layer.plain.factory in (shared, wire))
     homes = {f"{_plain(home)}/".lstrip("/") for s in again for home in s.paths}
-    below = any(t.path.startswith(home) for t in found.values() for home in homes)
-    return below and not is_one(path, found)
+    return any(t.path.startswith(home) for t in found.values() for home in homes)
 
 
 def spelled(step: Any) -> str:
