@@ -419,6 +419,11 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
             {"cache_length": 99, "steps": 31},
             "generate: 33 tokens have positions, and the model has 16. Write fewer.",
         ),
+        (
+            {"head": False},
+            "generate: the model has no head, so it has no logits. Build it with "
+            "head=True.",
+        ),
         ({"steps": 0}, "generate: steps must be a positive int, got 0."),
         (
             {"temperature": 1.0},
@@ -443,7 +448,8 @@ def test_a_cached_step_computes_what_the_whole_sequence_does():
 def test_what_generate_refuses(change, message):
     options = {"cache_length": 6, "tokens": jnp.array([[1, 2, 3]]), "steps": 4}
     options |= {"temperature": 0.0} | change
-    model = tiny("gpt2", cache_length=options["cache_length"])
+    head = options.pop("head", True)
+    model = tiny("gpt2", cache_length=options["cache_length"], head=head)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         al.models.generate(
             model,

@@ -59,8 +59,8 @@ def generate(
             shorter by 3 gets `steps + 3` tokens.
 
     Raises:
-        ValueError: the model has no cache, or a smaller one than is needed, or fewer
-            positions; or there is a temperature without a key.
+        ValueError: the model has no head, or no cache, or a smaller one than is needed,
+            or fewer positions; or there is a temperature without a key.
         ShapeError: the prompt is no batch of tokens, or empty, or lengths are not those
             of its prompts.
 
@@ -126,6 +126,10 @@ def _check(
     model: Layer, state: State, tokens: Any, steps: int, temperature: float, key: Any
 ) -> None:
     check_layer("generate", model)
+    if model.config.get("head", True) is False:
+        raise ValueError(
+            "generate: the model has no head, so it has no logits. Build it with head=True."
+        )
     positive("generate", steps=steps)
     ids = getattr(tokens, "ndim", 0) == 2 and jnp.issubdtype(tokens.dtype, np.integer)
     if not ids or tokens.shape[1] < 1:
