@@ -51,6 +51,20 @@ def test_it_stops_after_patience_and_ends_with_the_best_state():
     assert len(r.history["validation_loss"]) == 4
 
 
+def test_what_had_stopped_stops_at_once_when_it_is_resumed(tmp_path):
+    def again(values):
+        return al.fit(
+            lambda state, batch: (state + 1, {"loss": 0.0}), np.int32(0), [None],
+            epochs=9, validate=said(values), resume=tmp_path, callbacks=[
+                al.callbacks.early_stopping(patience=2, restore_best=False),
+                al.callbacks.checkpoint(tmp_path)],
+        )  # fmt: skip
+
+    first, second = again([1.0, 2.0, 3.0]), again([])
+    assert (int(first.state), int(second.state)) == (3, 3)
+    assert first.halted == second.halted
+
+
 @pytest.mark.parametrize(
     ("options", "values", "steps"),
     [
@@ -369,7 +383,7 @@ def test_what_is_not_finite_is_found_with_its_path_and_step(where, text):
 
 def test_a_number_that_no_step_returns_cannot_be_watched():
     watch = al.callbacks.stop_on_nonfinite("los")
-    with pytest.raises(al.PathError, match="stop_on_nonfinite: .*Nearest: 'loss'"):
+    with pytest.raises(al.PathError, match=r"stop_on_nonfinite: .*Nearest: 'loss'"):
         al.fit(count, 0, [None], epochs=1, callbacks=[watch])
 
 
