@@ -257,6 +257,14 @@ def test_flops_are_found_inside_of_every_combinator(name):
     assert al.summary(model, spec_of(x)).total("flops") == wanted
 
 
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [(jnp.sum, 4 * 8 - 1), (lambda x: jnp.sum(x, 0), 3 * 8), (jnp.prod, 4 * 8 - 1)],
+)
+def test_of_a_reduction_the_first_number_of_each_sum_costs_nothing(function, wanted):
+    assert al.summary(al.lift(function), "4 8").total("flops") == wanted
+
+
 def test_the_tables_have_every_public_layer():
     """One that is new has to be put into a table, wherever it is defined."""
     public = [n for n in al.__all__ if hasattr(getattr(al, n), "__axonlike_factory__")]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import axonlike as al
-from axonlike import initialize
+from axonlike import initialize, signature
 
 KEY = jax.random.key(3)
 TRACED = []
@@ -411,6 +411,14 @@ def test_not_every_layer_that_there_was_is_kept(monkeypatch):
     new = al.dense(3, bias_init=lambda key, shape, dtype: jnp.ones(shape, dtype))
     new.init(KEY, (None, 2))
     assert list(kept) == [*before[1:], new]
+
+
+def test_not_every_signature_that_there_was_is_kept(monkeypatch):
+    kept = signature._known
+    signature.read(lambda x: x, 0)
+    monkeypatch.setattr(signature, "_MOST_KNOWN", len(kept))
+    assert signature.read(lambda y: y, 0).inputs == ("y",)
+    assert len(kept) == 1
 
 
 @pytest.mark.parametrize(
