@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -77,8 +78,9 @@ def _placeholders(frame: Frame, args: Any, kwargs: Any, method: str) -> None:
 def _init_inputs(layer: Any, args: Any, kwargs: Any, method: str) -> tuple[Any, Any]:
     """What init receives of the inputs of `apply` or of `project`."""
     if method == "project":
-        x = jax.tree.map(first_step, args[0])
-        args = (layer.methods["initial_carry"][0](x), x)
+        start = layer.methods["initial_carry"][0]
+        x = jax.eval_shape(partial(jax.tree.map, first_step), args[0])
+        args = (jax.eval_shape(start, x), x)
     sig, names = read(layer.init_function, 1), layer.signature.inputs
     inputs = dict(zip(names, args, strict=False)) | dict(kwargs)
     for name in names[len(args) :]:  # by position, as they stand in apply
