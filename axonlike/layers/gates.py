@@ -25,8 +25,8 @@ def one_step(kind: str, x: Any) -> None:
         x,
         2,
         "(batch, n)",
-        "A cell takes one time step; over sequences (batch, time, n) use lstm, gru or "
-        "scan(cell).",
+        "A cell takes one step at a time; lstm, gru and scan(cell) take sequences, "
+        "(batch, time, n).",
     )
 
 
