@@ -297,6 +297,30 @@ def test_an_order_that_cannot_be_found_again_is_told(tmp_path):
         al.fit(lambda s, b: (s, {}), 0, Loader([1, 2]), epochs=1, callbacks=[saving])
 
 
+@pytest.mark.parametrize("sampled", ["stream", "in order", "shuffled", "by a list"])
+def test_the_order_of_a_loader_is_told_where_it_is_shuffled(tmp_path, sampled):
+    data = pytest.importorskip("torch.utils.data")
+
+    class Stream(data.IterableDataset):
+        def __iter__(self):
+            return iter([1, 2])
+
+    numbers = [1, 2]
+    shuffled = data.BatchSampler(data.RandomSampler(numbers), 1, False)
+    loader = {
+        "stream": lambda: data.DataLoader(Stream()),
+        "in order": lambda: data.DataLoader(numbers),
+        "shuffled": lambda: data.DataLoader(numbers, batch_sampler=shuffled),
+        "by a list": lambda: data.DataLoader(numbers, batch_sampler=[[0], [1]]),
+    }[sampled]()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        saving = al.callbacks.checkpoint(tmp_path)
+        al.fit(lambda s, b: (s, {}), 0, loader, epochs=1, callbacks=[saving])
+    told = [w for w in caught if "fit: the order that a" in str(w.message)]
+    assert bool(told) == (sampled == "shuffled")
+
+
 def test_other_metrics_than_before_are_told(tmp_path):
     def step(state, batch):
         return state, {"loss": 1.0}

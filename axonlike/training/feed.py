@@ -51,10 +51,10 @@ class Feed:
         for source in (self._iterator, self._data):
             if hasattr(source, "get_state"):
                 return _encoded(source.get_state())
-        sampler = type(getattr(self._data, "sampler", None)).__name__
-        if sampler not in ("NoneType", "SequentialSampler"):
+        shuffler = _shuffler(self._data)
+        if shuffler is not None:
             text = (
-                f"fit: the order that a {sampler} makes is not in a checkpoint: what is "
+                f"fit: the order that a {shuffler} makes is not in a checkpoint: what is "
                 "resumed from it sees the data in another order, some of it twice. Use "
                 "al.batches or grain for a resume that is exact."
             )
@@ -94,6 +94,24 @@ def own(batch: Any) -> Any:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+_IN_ORDER = {
+    "NoneType",
+    "BatchSampler",  # in the order of its own sampler
+    "SequentialSampler",
+    "_InfiniteConstantSampler",  # of data that PyTorch iterates over
+    "list",
+    "tuple",
+}
+
+
+def _shuffler(data: Any) -> str | None:
+    """What makes the order of a loader of PyTorch; None where that is the data's own."""
+    batches = getattr(data, "batch_sampler", None)
+    samplers = getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)
+    names = (type(sampler).__name__ for sampler in samplers)
+    return next((name for name in names if name not in _IN_ORDER), None)
 
 
 def _encoded(state: Any) -> str:
