@@ -636,7 +636,7 @@ def materialize(
     recorder: Recorder, key: Key, shardings: Mapping[str, Any] | None
 ) -> tuple[Params, State]:
     """The arrays of every leaf, in nested dicts by path."""
-    rules = _shardings(recorder, shardings)
+    rules = by_leaf(recorder, shardings_of(recorder, shardings))
     params: Params = {}
     state: State = {}
     for leaf in recorder.leaves.values():
@@ -672,9 +672,11 @@ def _taken(path: str, name: str) -> ValueError:
     )
 
 
-def _shardings(recorder: Recorder, rules: Mapping[Any, Any] | None) -> dict[str, Any]:
-    """For each leaf, the shardings of its params and state; unmatched arrays keep None."""
-    found = shardings_of(recorder, rules)
+def by_leaf(recorder: Recorder, found: Mapping[str, Any]) -> dict[str, Any]:
+    """For each leaf, the shardings of its params and state; unmatched arrays keep None.
+
+    `found` has them by path, as `shardings_of` does.
+    """
     if not found:
         return {}
 

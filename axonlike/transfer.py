@@ -10,7 +10,7 @@ import jax
 from axonlike import values
 from axonlike.errors import PathError, ShapeError
 from axonlike.evaluation import recorded
-from axonlike.initialize import Leaf, Recorder, arrays_of, put
+from axonlike.initialize import Leaf, Recorder, arrays_of, by_leaf, put
 from axonlike.layer import Layer
 from axonlike.params import paths
 from axonlike.paths import join
@@ -361,9 +361,15 @@ def _makes(model: Layer, fresh: Own) -> bool:
     )
 
 
-def filled(recorder: Recorder, known: Any, key: Key) -> Trees:
-    """Params and state of every leaf: arrays that are known, and new ones."""
+def filled(
+    recorder: Recorder, known: Any, key: Key, places: Mapping[str, Any] | None = None
+) -> Trees:
+    """Params and state of every leaf: arrays that are known, and new ones.
+
+    `places` are the shardings of new ones by path.
+    """
     trees: tuple[Params, State] = ({}, {})
+    rules = by_leaf(recorder, places or {})
     for leaf in recorder.leaves.values():
         made: Any = None
         for kind, specs in enumerate((leaf.specs, leaf.plan.state)):
@@ -371,7 +377,8 @@ def filled(recorder: Recorder, known: Any, key: Key) -> Trees:
             for name, spec in specs.items():
                 value = _known(leaf, name, spec, kind, known)
                 if value is None:
-                    made = leaf.arrays(key) if made is None else made
+                    if made is None:
+                        made = leaf.arrays(key, rules.get(leaf.path))
                     value = made[kind][name]
                 arrays[name] = value
             put(trees[kind], leaf.path, arrays)

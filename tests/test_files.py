@@ -462,6 +462,18 @@ def test_only_what_a_device_needs_is_put_there(tmp_path):
     assert_same(loaded.params, params)
 
 
+def test_what_a_file_lacks_is_made_where_it_belongs(tmp_path):
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    model, rules = al.serial(body=al.dense(4), head=al.dense(2)), {"**/kernel": split}
+    wanted, _ = model.init(KEY, SPEC, shardings=rules)
+    al.save(tmp_path / "model.safetensors", {"body": wanted["body"]})
+    how = {"shardings": rules, "strict": False, "key": KEY}
+    params, _ = al.load(tmp_path / "model.safetensors", model, SPEC, **how)
+    assert params["head"]["kernel"].sharding == split
+    assert_same(params, wanted)
+
+
 def test_a_loaded_array_does_not_change_with_its_file(tmp_path):
     file = tmp_path / "model.safetensors"
     params = {"held": jnp.arange(6.0).reshape(2, 3)}

@@ -900,6 +900,14 @@ for kind in (AxisType.Auto, AxisType.Explicit):
     assert [s.data.shape for s in stack.addressable_shards] == [(3, 8, 2)] * 4
     assert params["head"]["kernel"].sharding == NamedSharding(mesh, rows)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
+
+del files["head.weight"]
+key, rules = jax.random.key(0), {"head/kernel": NamedSharding(mesh, rows)}
+params, _ = names.load(
+    files, model, al.spec("b 8"), strict=False, key=key, shardings=rules)
+assert params["head"]["kernel"].sharding == rules["head/kernel"]
+made, _ = model.init(key, al.spec("b 8"), shardings=rules)
+np.testing.assert_array_equal(params["head"]["kernel"], made["head"]["kernel"])
 """
 
 

@@ -139,7 +139,8 @@ class WeightMapping:
                 "mapping: the files lack some of the model's arrays, which are then "
                 "initialized. Pass key=."
             )
-        return filled(recorder, known, jax.random.key(0) if key is None else key)
+        seed = jax.random.key(0) if key is None else key
+        return filled(recorder, known, seed, places)
 
     def check(
         self,

@@ -194,7 +194,7 @@ def load(
     def known(side: int, here: str, _: Any) -> Any:
         return arrays.get((side, here))
 
-    made = filled(recorder, known, jax.random.key(0) if key is None else key)
+    made = filled(recorder, known, jax.random.key(0) if key is None else key, places)
     pair = Loaded(*made)
     pair.report = found.report
     return pair
