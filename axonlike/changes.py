@@ -19,8 +19,10 @@ from axonlike.edits import (
     put,
     replaced,
 )
+from axonlike.errors import ShapeError
 from axonlike.reading import Env, numbers_of
 from axonlike.sites import Condition, Place
+from axonlike.spec import show
 
 
 def by_site(
@@ -59,9 +61,7 @@ def _at_path(edit: Edit, path: str, every: list[str]) -> Edit:
 
 def _own_or_same(value: Any, path: str, every: list[str]) -> Any:
     """What is for one path, of a dict by path as a glob is read; else the same for all."""
-    if type(value) is not dict or sorted(cast("dict[str, Any]", value)) != sorted(
-        every
-    ):
+    if type(value) is not dict or set(cast("dict[Any, Any]", value)) != {*every}:
         return cast(Any, value)
     return cast("dict[str, Any]", value)[path]
 
@@ -139,10 +139,15 @@ def _along(axis: Condition, env: Env, at: Mapping[str, Any]) -> list[Axis]:
     """Where this copy is along the axis of the chosen ones; one alone has no axis."""
     if axis.chosen is None:
         return [Axis(_copy(axis, at), axis.step.copies.number)]
+    number = axis.step.copies.number
     numbers = numbers_of(axis.step, env.value(axis.chosen))
-    if not numbers.ndim:
-        return []
-    return [Axis(jnp.argmax(numbers == _copy(axis, at)), numbers.shape[0])]
+    if numbers.ndim > 1:
+        raise ShapeError(
+            "edit", f"one copy of {axis.step.site[:-2]!r}, or a row of them",
+            show(numbers), "Write k.reshape(-1).",
+        )  # fmt: skip
+    here = (numbers == _copy(axis, at)) | (numbers == number)  # what is none is NaN
+    return [Axis(here, numbers.shape[0])] if numbers.ndim else []
 
 
 def _copy(condition: Condition, at: Mapping[str, Any]) -> Any:

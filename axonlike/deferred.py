@@ -154,7 +154,7 @@ class Deferred(abc.ABC):
         return self._edited("set", value)
 
     def add(self, value: Any) -> Edit:
-        """The edit that adds a value; as for `set`."""
+        """The edit that adds a value; as for `set`. A copy chosen twice gets both."""
         return self._edited("add", value)
 
     def scale(self, value: Any) -> Edit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -21,7 +21,7 @@ from axonlike.spec import show
 class Axis(NamedTuple):
     """One of the axes in front of what is read at a site that is run several times."""
 
-    number: Any  # of this run
+    here: Any  # the number of this run; or where it is in a row of chosen copies
     length: int
 
 
@@ -77,7 +77,18 @@ def _own(verb: str, name: str, axes: Sequence[Axis], array: Any, operand: Any) -
             "edit", f"what fits {name}, {show(array)}, or {show(whole)} for all of them",
             show(operand), "Give one of the two.",
         )  # fmt: skip
-    return operand[tuple(axis.number for axis in axes)]
+    return reduce(partial(_row, verb), axes, jnp.asarray(operand))
+
+
+def _row(verb: str, operand: Any, axis: Axis) -> Any:
+    """What is for this run; what is added to a copy that is chosen twice adds up."""
+    if not jnp.ndim(axis.here):
+        return operand[axis.here]
+    if verb != "add":
+        return operand[jnp.argmax(axis.here)]
+    here = jnp.reshape(axis.here, (-1, *(1,) * (operand.ndim - 1)))
+    rows = jnp.where(here, operand, jnp.zeros_like(operand))
+    return jnp.sum(rows, 0, dtype=operand.dtype)
 
 
 def _set(name: str, array: Any, value: Any) -> Any:
@@ -100,7 +111,13 @@ def _rotate(name: str, array: Any, value: Any) -> Any:
             "edit", f"a matrix [{n}, {n}] to rotate {name}", show(matrix),
             "It multiplies the last axis from the right.",
         )  # fmt: skip
-    return _fitted("rotate", name, array, array @ matrix)
+    try:
+        return _fitted("rotate", name, array, array @ matrix)
+    except ValueError:
+        raise ShapeError(
+            "edit", f"a matrix [{n}, {n}] to rotate {name}, {show(array)}", show(matrix),
+            "Give one for all, or one for each in the axes in front.",
+        ) from None  # fmt: skip
 
 
 def _project_out(name: str, array: Any, value: Any) -> Any:
@@ -269,9 +286,9 @@ def nowhere_unless(holds: Any, value: Any) -> Any:
     """A pytree as it is, or what stands for an item that is not there."""
 
     def one(array: Any) -> Any:
-        if jnp.issubdtype(array.dtype, jnp.inexact):
-            lowest = jnp.asarray(jnp.nan, array.dtype)
-        elif array.dtype == bool:
+        if jnp.issubdtype(array.dtype, jnp.inexact):  # a factor: gradients are NaN too
+            return array * jnp.where(holds, 1, jnp.nan).astype(array.dtype)
+        if array.dtype == bool:
             lowest = jnp.asarray(False)
         else:
             lowest = jnp.asarray(jnp.iinfo(array.dtype).min, array.dtype)

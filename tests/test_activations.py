@@ -566,6 +566,12 @@ MISTAKES = {
         "edit: expected a direction [8] to project out of inp, got float32[]. "
         "It is one of the last axis.",
     ),
+    "no matrix for each": (
+        lambda m: al.compile(m["output"], edits=[m["inp"].rotate(jnp.ones((3, 8, 8)))]),
+        al.ShapeError,
+        "edit: expected a matrix [8, 8] to rotate inp, float32[2, 8], got "
+        "float32[3, 8, 8]. Give one for all, or one for each in the axes in front.",
+    ),
     "not of all copies": (
         lambda m: al.compile(
             m["output"], edits=[m["blocks/*/mlp"].set(jnp.ones((5, 2, 8)))]
@@ -684,6 +690,39 @@ def test_what_is_read_of_several_runs_is_put_back_and_has_gradients(name):
     jax.tree.map(close, values, wanted)
     assert grads.shape == values[1].shape == shape
     close(jnp.sum(grads * step), along, rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_one_value_for_each_copy_may_be_of_numpy(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    values, t = np.arange(96, dtype=np.float32).reshape(6, 2, 8), model["blocks/*/mlp"]
+    some = model["blocks/1:3/mlp"].set(al.arg("some"))
+    put = al.compile(t, edits=[t.set(values), some])(params, state, X, some=values[:2])
+    close(put, values[[0, 0, 1, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_copies_that_are_chosen_twice_or_are_none(stacked):
+    model = stack(stacked=stacked)
+    params, state = made(model)
+    t, late = model["blocks/*/mlp"], model["blocks", al.index("k"), "mlp"]
+    loss, rows = model["output"].sum(), jnp.array([4, 1, 4])
+    every = jax.jit(al.value_and_grads(loss, wrt=t))(params, state, X)[1]
+    slope = jax.jit(al.value_and_grads(loss, wrt=late))
+    close(slope(params, state, X, k=rows)[1], every[rows])
+    for k in (jnp.array([2, 6]), jnp.asarray(-7)):
+        value, grads = slope(params, state, X, k=k)
+        assert jnp.isnan(value)
+        assert jnp.isnan(grads).all()
+    by = jnp.arange(48.0).reshape(3, 2, 8)
+    moved = al.compile(model["blocks/4/mlp"], edits=[late.add(by), t.scale(0.0)])
+    close(moved(params, state, X, k=rows), 0.0)
+    plain = model["blocks/1/mlp"].evaluate(params, state, X)
+    moved = al.compile(model["blocks/1/mlp"], edits=[late.add(by)])
+    close(moved(params, state, X, k=jnp.array([1, 3, 1])), plain + by[0] + by[2])
+    with pytest.raises(al.ShapeError, match=r"a row of them, got int32\[1, 3\]"):
+        moved(params, state, X, k=rows[None])
 
 
 def test_a_slice_of_what_vmap_runs_is_told_how_to_write_it():
