@@ -198,6 +198,40 @@ def test_a_cache_that_is_not_used_is_no_hindrance(tmp_path):
     agrees(layer, trees, path, normal(2, 3, 4))
 
 
+@al.layer
+def times():
+    """A layer with an option that attention has as an argument; it may take positions."""
+
+    def init(key, x, positions=None):
+        return {}
+
+    def apply(params, x, positions=None, *, scale=1.0):
+        return x * scale
+
+    return init, apply
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "nodes"),
+    [
+        (times() >> al.attention(2), {"scale": 3.0}, 1),
+        (al.attention(2, normalize_qk=times()), {}, 1),
+        (al.attention(2, normalize_qk=times()), {"scale": 3.0}, 0),
+        (al.attention(2, rotary=times()), {}, 0),
+    ],
+)
+def test_options_are_those_of_the_layer_that_declares_them(
+    model, options, nodes, tmp_path
+):
+    params, state = drawn(model, (2, 3, 4))
+    path, how = tmp_path / "model.onnx", {"options": options}
+    al.export_onnx(model, params, state, (2, 3, 4), path, check=False, **how)
+    assert ops(path)["Attention"] == nodes
+    x = normal(2, 3, 4)
+    (y,) = runner(path)({"input": x}).values()
+    assert difference(model.apply(params, state, x, **how)[0], y) <= 1e-5
+
+
 def test_older_opsets_have_no_attention(tmp_path):
     path = tmp_path / "layer.onnx"
     exported(al.attention(2, causal=True), "b t 4", path, opset=18)

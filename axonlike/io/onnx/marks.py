@@ -36,8 +36,8 @@ class Made(NamedTuple):
 class Node(NamedTuple):
     """How a kind of layer becomes a node.
 
-    `fits(config, inputs)` says whether the node can do what the layer does; the options
-    of the call are among the config.
+    `fits(config, inputs)` says whether the node can do what the layer does; a call with
+    options for the layer is none.
     """
 
     fits: Callable[[Any, Sequence[Any]], bool]
@@ -50,7 +50,6 @@ class Mark(NamedTuple):
 
     node: Node
     layer: Layer
-    config: Any
     tree: Any
     specs: list[Any]
 
@@ -73,9 +72,10 @@ class Marks:
 
     def _call(self, layer: Layer, node: Node) -> Any:
         def run(frame: Any, args: Any, kwargs: Any, method: str) -> Any:
-            inputs, config = _arrays(args), {**layer.config, **frame.run.options}
+            inputs = _arrays(args)
             plain = method == "apply" and not kwargs and bool(inputs)
-            if not plain or not node.fits(config, inputs):
+            plain = plain and layer.options.isdisjoint(frame.run.options)
+            if not plain or not node.fits(layer.config, inputs):
                 return layer.run(frame, args, kwargs, method)
 
             def inside(params: Any, state: Any, args: Any) -> Any:
@@ -85,7 +85,7 @@ class Marks:
             given = frame.params, frame.state, args
             leaves, tree = cast(Any, jax.tree.flatten(given))
             inside.__name__ = name = f"onnx_{layer.kind}_{len(self.calls)}"
-            self.calls[name] = Mark(node, layer, config, tree, leaves)
+            self.calls[name] = Mark(node, layer, tree, leaves)
             return cast(Any, jax.jit(inside))(*given)
 
         return run
@@ -109,7 +109,7 @@ class Marks:
         whole = [g.whole(v, a.shape) for v, a in zip(inputs, avals, strict=True)]
         params, state, args = jax.tree.unflatten(mark.tree, whole)
         part = partial(_part, c, g, mark.layer, (params, state))
-        given = Made(mark.config, {**params, **state}, _arrays(args), part)
+        given = Made(mark.layer.config, {**params, **state}, _arrays(args), part)
         names = mark.node.build(g, given)
         outs = [v.aval for v in eqn.outvars]
         pairs = zip(names, outs, strict=True)

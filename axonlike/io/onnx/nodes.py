@@ -19,6 +19,7 @@ from axonlike.layers.batch_norm import batch_norm
 from axonlike.layers.norm import layer_norm
 from axonlike.layers.pool import avg_pool, max_pool
 from axonlike.layers.pooled import Window, windows_of
+from axonlike.layers.positions import rotary
 from axonlike.layers.recurrent import gru, lstm, rnn
 from axonlike.spec import is_unknown
 
@@ -187,14 +188,17 @@ def _biases(g: Graph, weights: Weights, gates: Sequence[int], features: int) -> 
 
 # --- attention
 
-_ABSENT = "sliding_window", "alibi", "decode", "dot_general", "implementation"
+_ABSENT = "sliding_window", "alibi", "dot_general", "implementation"
 
 
 def _fits_attention(config: Any, inputs: Sequence[Any]) -> bool:
     """Plain attention of a sequence to itself; to another, if it is not causal."""
     floats = all(x.dtype == jnp.float32 and len(x.shape) == 3 for x in inputs)
     many = 1 if config["causal"] else 2
-    return floats and len(inputs) <= many and not any(map(config.get, _ABSENT))
+    turned = config["rotary"]
+    known = turned is None or getattr(turned, "factory", None) is rotary
+    known = known and not any(map(config.get, _ABSENT))
+    return floats and known and len(inputs) <= many
 
 
 def _attention(g: Graph, made: Made) -> list[str]:
