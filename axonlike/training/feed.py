@@ -109,8 +109,8 @@ _IN_ORDER = {
 def _shuffler(data: Any) -> str | None:
     """What makes the order of a loader of PyTorch; None where that is the data's own."""
     batches = getattr(data, "batch_sampler", None)
-    samplers = getattr(data, "sampler", None), batches, getattr(batches, "sampler", None)
-    names = (type(sampler).__name__ for sampler in samplers)
+    rows = (getattr(each, "sampler", None) for each in (data, batches))
+    names = (type(sampler).__name__ for sampler in (*rows, batches))
     return next((name for name in names if name not in _IN_ORDER), None)
 
 
