@@ -573,6 +573,13 @@ WRONG = {
         ValueError,
         "train_step: batch_size must be a positive int, got True.",
     ),
+    "a weight": (
+        mean_loss,
+        {"aux": {"body/kernel": np.ones(2)}},
+        TypeError,
+        "aux: expected a weight or a function for 'body/kernel', got float64[2]. "
+        "Write {glob: 0.01}.",
+    ),
     "no metric": (
         mean_loss,
         {"metrics": {"right": np.equal}},

@@ -64,8 +64,10 @@ def check_aux(aux: Any) -> None:
 
 
 def is_weight(value: Any) -> bool:
-    """Whether a loss can be multiplied by it."""
-    return isinstance(value, (Real, jax.Array, np.ndarray))
+    """Whether a loss can be multiplied by it, and is one number still."""
+    return isinstance(value, (Real, jax.Array, np.ndarray)) and not np.ndim(
+        cast(Any, value)
+    )
 
 
 def auxiliary(
