@@ -326,6 +326,14 @@ def test_a_label_that_is_no_class_has_no_perplexity():
     np.testing.assert_allclose(metric.compute(state), 3, rtol=1e-6)
 
 
+def test_a_score_that_is_no_number_has_no_area():
+    metric, scores = M.auroc(), np.array([np.nan, -1.0, 0.0])
+    labels = np.array([1, 0, 1])
+    assert np.isnan(metric.compute(metric.update(scores, labels)))
+    kept = metric.update(scores, labels, np.array([False, True, True]))
+    assert metric.compute(kept) == 1
+
+
 def test_equal_metrics_are_one_object():
     assert M.accuracy() is M.accuracy()
     assert M.top_k(2) is not M.top_k(3)
@@ -369,6 +377,14 @@ MISTAKES = {
         lambda: M.top_k(2).update(1.0, 1),
         al.ShapeError,
         "top_k: expected predictions (..., classes), got float64[].",
+    ),
+    "a mean of means": (
+        lambda: M.mean(lambda y, t: jnp.mean(y - t), "off").update(
+            np.ones(3, "f"), np.ones(3, "f")
+        ),
+        al.ShapeError,
+        "off: expected one number for each example, got float32[]. "
+        "Return the numbers, and not their mean.",
     ),
     "threshold": (
         lambda: M.recall(threshold="a"),

@@ -208,7 +208,8 @@ def auroc() -> Metric:
     """The area under the curve of true over false positives: of yes or no.
 
     It is how often a score of yes is above one of no; equal scores count half. The state
-    holds all scores, so it grows with what it has seen, and the value is exact.
+    holds all scores, so it grows with what it has seen, and the value is exact. It is NaN
+    where there is only yes or only no, or a score is NaN.
 
     Shapes:
         predictions: any; scores, logits or probabilities.
@@ -250,4 +251,6 @@ def _area(state: Any) -> Array:
     first = below[jnp.searchsorted(ranked, scores, side="left")]
     last = below[jnp.searchsorted(ranked, scores, side="right")]
     beaten = (first + last).astype(jnp.float32) / (2 * below[-1]).astype(jnp.float32)
-    return jnp.sum(jnp.where(state["yes"], beaten, jnp.float32(0))) / jnp.sum(yes)
+    area = jnp.sum(jnp.where(state["yes"], beaten, jnp.float32(0))) / jnp.sum(yes)
+    unknown = jnp.isnan(scores) & (state["yes"] | state["no"])
+    return jnp.where(jnp.any(unknown), jnp.float32(jnp.nan), area)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from axonlike.errors import ShapeError
 from axonlike.spec import show
 from axonlike.training.metric import Metric
 from axonlike.training.options import real, whole
@@ -29,6 +30,10 @@ def mean(function: Callable[[Any, Any], Any], name: str = "mean") -> Metric:
     Shapes:
         value: a scalar of float32.
 
+    Raises:
+        TypeError: `function` cannot be called.
+        ShapeError: in `update`, it returns one number for a batch.
+
     Example:
         >>> import jax.numpy as jnp, axonlike as al
         >>> metric = al.metrics.mean(lambda y, targets: jnp.abs(y - targets), "error")
@@ -45,6 +50,11 @@ def mean(function: Callable[[Any, Any], Any], name: str = "mean") -> Metric:
         predictions: PyTree, targets: PyTree, mask: Array | None = None
     ) -> PyTree:
         values = jnp.asarray(function(predictions, targets))
+        if not values.ndim and any(map(np.ndim, jax.tree.leaves(targets))):
+            raise ShapeError(
+                name, "one number for each example", show(values),
+                "Return the numbers, and not their mean.",
+            )  # fmt: skip
         return _mean_state(name, values.astype(jnp.float32), mask)
 
     return Metric(name, update, merge_means, value_of_mean)
