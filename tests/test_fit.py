@@ -449,6 +449,13 @@ def test_without_validation_it_is_the_loss_of_training():
     assert recorder.counts()["improved"] == 0
 
 
+def test_a_loss_that_is_several_numbers_improves_nothing():
+    recorder, several = Recorder(), {"loss": np.ones(3)}
+    r = al.fit(lambda s, b: (s, several), 0, [1.0], epochs=2, callbacks=[recorder])
+    assert r.history["loss"].shape == (2, 3)
+    assert recorder.counts()["improved"] == 0
+
+
 def test_not_a_number_is_no_improvement():
     values = iter([float("nan"), 1.0, float("nan")])
     recorder = Recorder()
@@ -693,6 +700,13 @@ def test_what_is_wrong_with_the_rest_is_told():
     assert str(caught.value) == (
         "fit: expected validate to return a dict of numbers by name, got float. "
         "Return {'loss': loss}."
+    )
+    with pytest.raises(TypeError) as caught:
+        al.fit(lambda s, b: (s, {}), 0, [1.0], epochs=1, monitor="validation_rows",
+               validate=lambda state: {"rows": np.ones(3)})  # fmt: skip
+    assert str(caught.value) == (
+        "fit: monitor: expected 'validation_rows' to be one number, got float64[3]. "
+        "Choose another metric."
     )
     with pytest.raises(TypeError) as caught:
         al.fit(lambda s, b: (s, {"loss": "low"}), 0, [1.0], epochs=1)

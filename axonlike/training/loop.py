@@ -125,6 +125,11 @@ class Loop:
             name = next((n for n in MONITORED if n in metrics), MONITORED[0])
         if name not in metrics:
             raise PathError(where, name, metrics)
+        if not isinstance(metrics[name], float):
+            raise TypeError(
+                f"{where}: expected {name!r} to be one number, got "
+                f"{show(metrics[name])}. Choose another metric."
+            )
         return metrics[name]
 
     def halt(self, reason: str) -> None:
@@ -290,7 +295,8 @@ class Loop:
     def _improved(self) -> None:
         """Tells it where the metric that is monitored is better than ever."""
         self._logs.flush()
-        if self._plan.monitor is None and not any(n in self.latest for n in MONITORED):
+        found = (self.latest.get(name) for name in MONITORED)
+        if self._plan.monitor is None and not any(isinstance(n, float) for n in found):
             return
         if self._watch.improves(self):
             self._fire("improved")
