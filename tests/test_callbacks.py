@@ -174,6 +174,16 @@ def test_a_rate_that_is_not_there_or_not_ours_to_write_is_told():
         al.with_learning_rate(state, 0.5)
 
 
+def test_a_learning_rate_is_one_number():
+    state = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5).init({})
+    with pytest.raises(al.ShapeError) as caught:
+        al.with_learning_rate(state, jnp.ones(3))
+    assert str(caught.value) == (
+        "with_learning_rate: expected float32[], got float32[3]. "
+        "Write one of the shape that there is."
+    )
+
+
 def test_a_plateau_lowers_the_rate_without_compiling_anything():
     optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
     step = al.train_step(

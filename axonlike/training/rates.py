@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from axonlike.errors import ShapeError
+from axonlike.spec import show
 from axonlike.training.events import Callback, Handlers
 from axonlike.training.options import positive, real, whole
 from axonlike.training.watch import Mode, Watch
@@ -52,6 +54,7 @@ def with_learning_rate(state: PyTree, value: float) -> Any:
 
     Raises:
         ValueError: there is none, there are several, or a schedule sets it every step.
+        ShapeError: `value` is not one number.
 
     Example:
         >>> import optax, axonlike as al
@@ -68,6 +71,9 @@ def with_learning_rate(state: PyTree, value: float) -> Any:
             "with_learning_rate: a schedule sets the learning rate at every step. "
             "Pass a number to inject_hyperparams, or change the schedule."
         )
+    if np.shape(value) != np.shape(old):
+        hint = "Write one of the shape that there is."
+        raise ShapeError("with_learning_rate", show(old), show(value), hint)
     new = jnp.asarray(value, getattr(old, "dtype", jnp.float32))
     changed: Any = optax.tree.set(tree, _is_rate, learning_rate=new)
     return changed if tree is state else state._replace(opt_state=changed)
