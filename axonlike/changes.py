@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from axonlike.deferred import Edit, Op, base
+from axonlike.deferred import Deferred, Edit, Op, base
 from axonlike.edits import (
     Axis,
     check_not_empty,
@@ -54,16 +54,33 @@ def by_site(
 
 def _at_path(edit: Edit, path: str, every: list[str]) -> Edit:
     """The edit of one activation out of those that a glob means."""
+    check_no_path(edit.target, every if path else ())
     if not path or edit.verb == "map":
         return edit
     return edit._replace(value=Op(_own_or_same, (edit.value, path, every), {}))
 
 
+def check_no_path(target: Deferred, every: Iterable[str]) -> None:
+    """Refuses one of what a glob means, which has a path of its own."""
+    for index in cast(Any, base(target))[1][:1]:
+        if isinstance(index, str) and index in every:
+            raise ValueError(
+                f"activation: {target!r} is read, but not changed. "
+                f"Write model[{index!r}]."
+            )
+
+
 def _own_or_same(value: Any, path: str, every: list[str]) -> Any:
     """What is for one path, of a dict by path as a glob is read; else the same for all."""
-    if type(value) is not dict or set(cast("dict[Any, Any]", value)) != {*every}:
+    if type(value) is not dict or {*every}.isdisjoint(cast("dict[Any, Any]", value)):
         return cast(Any, value)
-    return cast("dict[str, Any]", value)[path]
+    found = cast("dict[Any, Any]", value)
+    if set(found) != {*every}:
+        raise ValueError(
+            f"edit: expected a value for each of {sorted(every)}, got "
+            f"{sorted(map(str, found))}. Give all, or write an edit for each path."
+        )
+    return found[path]
 
 
 def _conditional(

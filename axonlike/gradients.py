@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from axonlike.changes import check_no_path
 from axonlike.compiled import NoEffectError, compile, sites_of_run
 from axonlike.deferred import Arg, Deferred, Edit, Site, base, is_deferred
 from axonlike.errors import ShapeError
@@ -138,6 +139,7 @@ def _by_path(model: Layer, run: Iterable[str], expression: Deferred) -> Any:
     found = resolve(model, site.path, run)
     if is_one(site.path, found):
         return expression
+    check_no_path(expression, found)
     return {
         path: reduce(operator.getitem, indices, Site(model, target.chosen, site.filled))
         for path, target in found.items()

@@ -560,6 +560,22 @@ MISTAKES = {
         al.PathError,
         "{inp,head}['hed']: nothing is called 'hed'. Nearest: 'head'.",
     ),
+    "one of a glob": (
+        lambda m: al.compile(m["output"], edits=[m["{inp,head}"]["head"].scale(0.0)]),
+        ValueError,
+        "activation: {inp,head}['head'] is read, but not changed. Write model['head'].",
+    ),
+    "gradient of one of a glob": (
+        lambda m: al.value_and_grads(m["head"].sum(), wrt=m["{inp,head}"]["head"]),
+        ValueError,
+        "activation: {inp,head}['head'] is read, but not changed. Write model['head'].",
+    ),
+    "not for every path": (
+        lambda m: al.compile(m["output"], edits=[m["{inp,head}"].set({"head": 1.0})]),
+        ValueError,
+        "edit: expected a value for each of ['head', 'inp'], got ['head']. Give all, or "
+        "write an edit for each path.",
+    ),
     "no such direction": (
         lambda m: al.compile(m["output"], edits=[m["inp"].project_out(1.0)]),
         al.ShapeError,
