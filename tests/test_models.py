@@ -154,11 +154,12 @@ def test_lengths_that_only_a_run_knows_give_the_same_text():
     np.testing.assert_array_equal(
         jax.jit(text)(jnp.array([4, 2])), jax.jit(lambda: text(np.array([4, 2])))()
     )
+    np.testing.assert_array_equal(text([4, 2]), text(np.array([4, 2])))
     message = "generate: lengths must be from 1 to 4, the time of tokens."
     for wrong in ([0, 2], [2, 5]):
         with pytest.raises(ValueError, match=message):
             text(np.array(wrong))
-    for wrong in (np.array([1.0, 2.0]), np.array([1]), 3):
+    for wrong in (np.array([1.0, 2.0]), np.array([1]), 3, [None, 1], "ab"):
         with pytest.raises(al.ShapeError, match="expected lengths of 2 prompts"):
             text(wrong)
 
@@ -363,11 +364,12 @@ def test_text_by_chance_depends_on_the_key_and_starts_with_the_prompt():
     model = tiny("gpt2", cache_length=12)
     prompt = jnp.array([[1, 2, 3]])
     params, state = model.init(jax.random.key(0), prompt)
+    warm = jnp.float32(5.0)  # a number of JAX's is one too
 
     @jax.jit
     def text(key):
         return al.models.generate(
-            model, params, state, prompt, 8, temperature=5.0, key=key
+            model, params, state, prompt, 8, temperature=warm, key=key
         )
 
     first, second = text(jax.random.key(1)), text(jax.random.key(2))

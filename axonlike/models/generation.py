@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +73,8 @@ def generate(
         >>> al.models.generate(model, params, state, prompt, 5).shape
         (1, 8)
     """
+    if _is_scalar(temperature):
+        temperature = float(temperature)
     _check(model, state, tokens, steps, temperature, key)
     start = tokens.shape[1] if lengths is None else _shortest(tokens, lengths)
     tokens = jnp.asarray(tokens)
@@ -108,18 +110,23 @@ def generate(
 
 def _shortest(tokens: Any, lengths: Any) -> int:
     """How many tokens all prompts have; inside of `jit`, which does not tell, one."""
-    shape, dtype = np.shape(lengths), jnp.result_type(lengths)
-    if not jnp.issubdtype(dtype, np.integer) or shape != tokens.shape[:1]:
+    traced = isinstance(lengths, Tracer)
+    known = cast(Any, lengths if traced else np.asarray(lengths))
+    if not jnp.issubdtype(known.dtype, np.integer) or known.shape != tokens.shape[:1]:
         expected = f"lengths of {tokens.shape[0]} prompts, (batch,), integers"
-        raise ShapeError("generate", expected, f"{dtype}[{', '.join(map(str, shape))}]")
-    if isinstance(lengths, Tracer):
+        raise ShapeError("generate", expected, show(known))
+    if traced:
         return 1
-    known = np.asarray(lengths)
     if not (known.min() >= 1 and known.max() <= tokens.shape[1]):
         raise ValueError(
             f"generate: lengths must be from 1 to {tokens.shape[1]}, the time of tokens."
         )
     return int(known.min())
+
+
+def _is_scalar(x: Any) -> bool:
+    """Whether this is a number that JAX holds, and knows."""
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.ndim == 0
 
 
 def _check(
