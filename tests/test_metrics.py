@@ -334,6 +334,16 @@ def test_a_score_that_is_no_number_has_no_area():
     assert metric.compute(kept) == 1
 
 
+def test_metrics_alone_count_the_elements_of_a_mask():
+    model, x = al.dense(3), rng.normal(size=(6, 5, 4)).astype(np.float32)
+    params, state = model.init(jax.random.key(0), x)
+    targets, mask = rng.integers(0, 3, (6, 5)), rng.random((6, 5)) < 0.5
+    data = al.batches({"inputs": x, "targets": targets, "mask": mask}, 4)
+    found = al.evaluate(model, params, state, data, metrics=M.accuracy())
+    right = model.predict(params, state, x).argmax(-1) == targets
+    np.testing.assert_allclose(found["accuracy"], right[mask].mean(), rtol=1e-6)
+
+
 def test_equal_metrics_are_one_object():
     assert M.accuracy() is M.accuracy()
     assert M.top_k(2) is not M.top_k(3)

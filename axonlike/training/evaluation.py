@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from axonlike.layer import Layer
-from axonlike.training.batch import as_arrays, inputs_of, padded, rows_of, size_of
+from axonlike.training.batch import (
+    as_arrays,
+    inputs_of,
+    mask_of,
+    padded,
+    rows_of,
+    size_of,
+)
 from axonlike.training.each import WholeBatchError
 from axonlike.training.loss import Loss, loss_fn, losses_of
 from axonlike.training.means import merge_means, value_of_mean
@@ -110,7 +117,9 @@ _LOSS = Metric("loss", cast(Any, None), merge_means, value_of_mean)
 
 
 def _no_loss(predictions: PyTree, batch: PyTree) -> Array:
-    return jnp.zeros(rows_of(batch), jnp.float32)
+    mask = mask_of(batch)
+    shape = (rows_of(batch),) if mask is None else mask.shape
+    return jnp.zeros(shape, jnp.float32)
 
 
 def _plain(value: Any) -> Any:
