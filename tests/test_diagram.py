@@ -294,6 +294,22 @@ def test_a_repeat_with_one_set_of_weights_is_told_from_one_with_many():
     assert [c.title for c in diagram.clusters[1:]] == ["many"]
 
 
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        (al.repeat(al.dense(4) >> abs, 3), "repeat  x 3"),
+        (al.repeat(al.dense(4) >> abs, 3, stacked=False), "repeat  x 3"),
+        (al.repeat(al.dense(4), 3, tied=True), "dense  x 3"),
+        (al.repeat(al.dense(4) >> abs, 3, tied=True), "tied repeat  x 3"),
+        (al.ensemble(al.dense(4), 3), "ensemble  x 3"),
+        (al.remat(al.repeat(al.dense(4), 3)), "repeat  x 3"),
+    ],
+)
+def test_copies_without_a_name_are_counted(model, wanted):
+    diagram = al.diagram(model, X)
+    assert wanted in map(title_of, [*diagram.nodes, *diagram.clusters])
+
+
 def test_depth_makes_boxes_of_frames():
     model, spec = MODELS["gpt"]()
     diagram = al.diagram(model, spec, depth=1)

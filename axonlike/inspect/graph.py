@@ -206,13 +206,13 @@ class _Builder:
         if key in self._items:
             return cast(Cluster, self._items[key])
         above = self._above[-2].layer.kind if len(self._above) > 1 else ""
-        if not entry.name and not (kind in _WRAPPERS and above):
-            return into
         lifted = entry.layer.plain
+        copies = lifted.config["n"] if lifted.factory in (repeat, ensemble) else 1
+        if not entry.name and copies == 1 and not (kind in _WRAPPERS and above):
+            return into
         if lifted.factory is repeat and lifted.config["tied"]:
             kind = "tied repeat"
-        copies = lifted.config["n"] if lifted.factory in (repeat, ensemble) else 1
-        if not entry.name and above in _WRAPPERS:
+        if not entry.name and above in _WRAPPERS and into is not self.root:
             into.title = f"{into.title.rstrip(')')}, {kind})"
             if "(" not in into.title:
                 into.title = into.title.replace(", ", " (")
@@ -282,8 +282,9 @@ class _Builder:
             self._tidy(item)
             only = item.items[0] if len(item.items) == 1 else None
             if isinstance(only, Node) and only.path == item.path:
-                kinds = item.title.removeprefix(only.title).strip()
-                only.detail = f"{only.detail} {kinds}".strip()
+                kinds = item.title.removeprefix(only.title).strip(" ()")
+                more = f"({kinds})" if kinds else ""
+                only.detail = f"{only.detail} {more}".strip()
                 only.copies *= item.copies
                 cluster.items[i] = only
 
