@@ -540,6 +540,8 @@ def test_formats_are_told_by_name(tmp_path):
     (tmp_path / "model.json").touch()
     with pytest.raises(ValueError, match=r"a whole model\. Read it with load_model"):
         al.load(tmp_path, holder(), SPEC)
+    with pytest.raises(FileNotFoundError, match="and it is a folder"):
+        al.load(tmp_path, holder(), SPEC, format="npz")
     with pytest.raises(IsADirectoryError, match="is a folder, which no file replaces"):
         al.save(tmp_path, {}, format="npz")
     al.save(tmp_path / "m.npz", {})

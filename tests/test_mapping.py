@@ -552,6 +552,10 @@ WRONG = {
         lambda: al.mapping({}, older="gamma"),
         "mapping: older: expected a dict, {then: now}, got str.",
     ),
+    "mapping of older names": (
+        lambda: al.mapping({}, older={"gamma": 3}),
+        "mapping: older: expected names that are text, got 3.",
+    ),
     "split": (
         lambda: al.split(3, axis=0),
         "split: expected paths of ours, got 3.",

@@ -527,9 +527,14 @@ def test_a_config_is_a_dict_a_file_or_a_folder(folder):
             "'int' object is not iterable.",
         ),
         (
-            {"model_type": "gpt2", "architectures": 3},
+            {"model_type": "gpt2", "architectures": "GPT2Model"},
             "from_config: an option of this gpt2 is not what transformers writes: "
-            "'int' object is not subscriptable.",
+            "architectures should be a list, got 'GPT2Model'.",
+        ),
+        (
+            {"model_type": ["gpt2"]},
+            "from_config: model_type should be one of bert, gpt2, llama, resnet, vit, "
+            "got ['gpt2'].",
         ),
     ],
 )

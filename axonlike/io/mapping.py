@@ -344,7 +344,9 @@ def mapping(
     check_names("mapping: prefix", [prefix], "letters")
     check_table("mapping: conventions", conventions, "{kind of layer: {theirs: ours}}")
     check_table("mapping: older", older, "{then: now}")
-    return WeightMapping(made, prefix, globs, changes(conventions or {}), older or {})
+    then = older or {}
+    check_names("mapping: older", [*then, *then.values()], "names")
+    return WeightMapping(made, prefix, globs, changes(conventions or {}), then)
 
 
 def split(ours: Sequence[str], *, axis: int) -> Split:

@@ -219,7 +219,7 @@ def _format(verb: str, path: Path, format: Format | None) -> Format:
             f"{verb}: {str(path)!r} is of no known format. Call it .safetensors, "
             ".npz or .orbax, or pass format='safetensors', 'npz' or 'orbax'."
         )
-    if verb == "load" and path.is_dir():
+    if verb == "load" and path.is_dir() and format in (None, "orbax"):
         return _format_of_folder(path)
     return found
 

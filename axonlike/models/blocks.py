@@ -131,7 +131,9 @@ def activation(kind: str, name: Any) -> Activation:
 def architecture(config: Mapping[str, Any]) -> str | None:
     """The class of transformers that a config is of, if it says so."""
     names = config.get("architectures") or [None]
-    return names[0]
+    if not isinstance(names, (list, tuple)):
+        raise TypeError(f"architectures should be a list, got {names!r}")
+    return cast("list[Any]", names)[0]
 
 
 def num_labels(config: Mapping[str, Any]) -> int:

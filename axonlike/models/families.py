@@ -104,7 +104,7 @@ def from_config(config: Config, **options: Any) -> Layer:
     found = _read(config)
     known = {kind: family for kind, family in FAMILIES.items() if family.options}
     kind = found.get("model_type")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ValueError(
             f"from_config: model_type should be one of {', '.join(known)}, got {kind!r}."
         )
