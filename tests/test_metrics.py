@@ -349,6 +349,18 @@ def test_equal_metrics_are_one_object():
     assert M.top_k(2) is not M.top_k(3)
 
 
+def test_options_may_be_arrays_of_one_number():
+    y, targets = np.array([[3.0, 2.0, 1.0]]), np.array([1])
+    for metric, of_jax in (
+        (M.top_k(2), M.top_k(jnp.int32(2))),
+        (M.f1(3), M.f1(targets.max() + jnp.int32(2))),
+    ):
+        found = of_jax.compute(of_jax.update(y, targets))
+        assert found == metric.compute(metric.update(y, targets))
+    with pytest.raises(ValueError, match=r"k must be a positive int, got int64\[2\]"):
+        M.top_k(np.arange(2))
+
+
 MISTAKES = {
     "shape": (
         lambda: M.mean_squared_error().update(np.ones((4, 1)), np.ones(4)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -11,13 +10,13 @@ import jax.numpy as jnp
 from axonlike.errors import ShapeError
 from axonlike.spec import show
 from axonlike.training.means import predicted
-from axonlike.training.metric import Metric
+from axonlike.training.metric import Metric, once
 from axonlike.training.options import real, whole
 from axonlike.training.pairs import kept, pair
 from axonlike.types import Array, PyTree
 
 
-@cache
+@once
 def confusion_matrix(num_classes: int, *, threshold: float | None = None) -> Metric:
     """How often each class (row) was predicted to be each class (column).
 
@@ -71,7 +70,7 @@ def _plus(a: Array, b: Array) -> Array:
     return a + b
 
 
-@cache
+@once
 def precision(
     num_classes: int | None = None, *, average: str = "macro", threshold: float = 0.0
 ) -> Metric:
@@ -105,7 +104,7 @@ def precision(
     )  # fmt: skip
 
 
-@cache
+@once
 def recall(
     num_classes: int | None = None, *, average: str = "macro", threshold: float = 0.0
 ) -> Metric:
@@ -138,7 +137,7 @@ def recall(
     )  # fmt: skip
 
 
-@cache
+@once
 def f1(
     num_classes: int | None = None, *, average: str = "macro", threshold: float = 0.0
 ) -> Metric:
@@ -203,7 +202,7 @@ def _per_class(
     return _counting(name, num_classes, None, compute)
 
 
-@cache
+@once
 def auroc() -> Metric:
     """The area under the curve of true over false positives: of yes or no.
 

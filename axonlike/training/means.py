@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import jax
@@ -13,13 +12,13 @@ from jax import lax
 
 from axonlike.errors import ShapeError
 from axonlike.spec import show
-from axonlike.training.metric import Metric
+from axonlike.training.metric import Metric, once
 from axonlike.training.options import real, whole
 from axonlike.training.pairs import kept, pair
 from axonlike.types import Array, PyTree
 
 
-@cache
+@once
 def mean(function: Callable[[Any, Any], Any], name: str = "mean") -> Metric:
     """The mean of `function(predictions, targets)`, one number an example or element.
 
@@ -79,7 +78,7 @@ def value_of_mean(state: Any) -> Array:
     return jnp.where(state["weight"] > 0, state["mean"], jnp.float32(np.nan))
 
 
-@cache
+@once
 def mean_squared_error() -> Metric:
     """The mean of squared errors, over all elements.
 
@@ -95,7 +94,7 @@ def mean_squared_error() -> Metric:
     return mean(_squared, "mean_squared_error")
 
 
-@cache
+@once
 def root_mean_squared_error() -> Metric:
     """The root of the mean of squared errors, over all elements.
 
@@ -116,7 +115,7 @@ def root_mean_squared_error() -> Metric:
     return squared._replace(compute=compute)
 
 
-@cache
+@once
 def mean_absolute_error() -> Metric:
     """The mean of absolute errors, over all elements.
 
@@ -145,7 +144,7 @@ def _errors(name: str, y: Any, targets: Any) -> Array:
     return jnp.asarray(y, jnp.float32) - jnp.asarray(targets, jnp.float32)
 
 
-@cache
+@once
 def perplexity() -> Metric:
     """The exponential of the mean cross entropy of class labels, in nats.
 
@@ -176,7 +175,7 @@ def perplexity() -> Metric:
     return mean(entropy, "perplexity")._replace(compute=compute)
 
 
-@cache
+@once
 def accuracy(*, threshold: float | None = None) -> Metric:
     """The fraction of labels that are predicted.
 
@@ -204,7 +203,7 @@ def accuracy(*, threshold: float | None = None) -> Metric:
     return mean(right, "accuracy")
 
 
-@cache
+@once
 def top_k(k: int = 5) -> Metric:
     """The fraction of labels that are among the `k` largest predictions.
 
@@ -250,7 +249,7 @@ def predicted(
 # --- explained variance
 
 
-@cache
+@once
 def r2() -> Metric:
     """The fraction of the targets' variance that predictions explain.
 

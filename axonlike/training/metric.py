@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
+from functools import cache, reduce, wraps
 from operator import itemgetter
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, ParamSpec, cast
 
 import jax
 import jax.core
@@ -18,6 +18,7 @@ from axonlike.spec import show
 from axonlike.training.batch import targets_of
 from axonlike.types import Array, PyTree
 
+P = ParamSpec("P")
 States = dict[str, Any]
 """The states of metrics by name."""
 
@@ -79,6 +80,21 @@ class Metric(NamedTuple):
             )
 
         return self._replace(name=f"{output}/{self.name}", update=update)
+
+
+def once(make: Callable[P, Metric]) -> Callable[P, Metric]:
+    """Equal metrics are one object, except of options that cannot be hashed."""
+    known = cast(Any, cache(make))
+
+    @wraps(make)
+    def made(*args: P.args, **options: P.kwargs) -> Metric:
+        try:
+            hash((args, *options.values()))
+        except TypeError:  # an array
+            return make(*args, **options)
+        return known(*args, **options)
+
+    return made
 
 
 def _joined(*parts: Any) -> Any:
