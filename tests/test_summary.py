@@ -129,6 +129,21 @@ def test_costs_are_linear_in_the_number_of_copies(stacked):
     assert thirty == [a + 29 * more for a, more in zip(one, each, strict=True)]
 
 
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (al.repeat(al.dense(4) >> jnp.tanh, 3), "repeat"),
+        (al.ensemble(al.dense(4), 3), "ensemble"),
+        (al.remat(al.repeat(al.dense(4), 3)), "remat"),
+    ],
+)
+def test_a_model_that_is_copies_itself_says_how_many(model, kind):
+    table = al.summary(model, al.spec("b 4"))
+    assert f"({kind}) x 3" in table.text(120)
+    assert re.search(rf"\| \({kind}.*\) x 3 \|", table.markdown())
+    assert f"({kind}) x 3" in table.html()
+
+
 def test_stacked_and_unrolled_copies_cost_the_same():
     tables = [
         al.summary(al.repeat(block(), 3, stacked=stacked), al.spec("2 5 8"))

@@ -313,12 +313,10 @@ def _entry(
 
 def _label(row: Row, above: Row | None) -> str:
     """The step of the path that is the row's own, and how many there are of it."""
-    if above is None:
-        return f"({row.layer.kind})"
-    start = len(above.path) + 1 if above.path else 0
-    label = row.path[start:]
+    start = len(above.path) + 1 if above and above.path else 0
+    label = row.path[start:] if above else f"({row.layer.kind})"
     last = row.siblings[-1].rpartition("/")[2] if row.siblings else label
     if not label.endswith(last):
         label += f" .. {last}"
-    more = row.copies != above.copies
+    more = row.copies != (above.copies if above else 1)
     return f"{label} x {row.copies}" if more else label

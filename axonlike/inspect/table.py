@@ -52,6 +52,11 @@ def bar(share: float, width: int = 8) -> str:
     return "█" * whole + " ▏▎▍▌▋▊▉"[part].strip()
 
 
+def _path(entry: Entry) -> str:
+    """Its path; of a model that is copies itself, what it is."""
+    return entry["path"] or (f"({entry['kind']})" if entry["n"] > 1 else "")
+
+
 def _share(entry: Entry) -> str:
     share = entry["share"]
     return f"{share:>4.0%} {bar(share)}" if share else ""
@@ -79,7 +84,7 @@ def _column(title: str, key: str, write: Callable[[Any], str], right: bool) -> C
 
 
 COLUMNS: dict[str, Column] = {
-    "path": _column("path", "path", str, False),
+    "path": Column("path", _path, False),
     "kind": _column("kind", "kind", str, False),
     "output": _column("output", "output", str, False),
     "params": _column("params", "params", number, True),
