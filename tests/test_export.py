@@ -209,6 +209,33 @@ def test_state_that_is_carried_goes_from_call_to_call(tmp_path, weights):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, last)
 
 
+@al.layer
+def noise():
+    """A layer whose state is a typed PRNG key, another one after each call."""
+
+    def init(key, x):
+        return {}, {"key": key}
+
+    def apply(params, x, *, state):
+        now, later = jax.random.split(state["key"])
+        return x + jax.random.normal(now, (1, 3)), {"key": later}
+
+    return init, apply
+
+
+def test_state_that_is_carried_may_be_keys(tmp_path):
+    model, path = noise(), tmp_path / "m.stablehlo"
+    params, kept = model.init(jax.random.key(1), al.spec("b 3"))
+    al.export(model, params, kept, al.spec("b 3"), path, carry_state=True)
+    run = jax.export.deserialize(bytearray(path.read_bytes())).call
+    state, x = kept, jnp.zeros((3, 3))
+    for _ in range(2):
+        wanted, state = model.apply(params, state, x)
+        y, kept = run(kept, x)
+        np.testing.assert_allclose(y, wanted, atol=1e-6)
+        assert (kept["key"] == state["key"]).all()
+
+
 @pytest.mark.parametrize("weights", ["inside", "beside"])
 def test_a_tied_weight_is_stored_once(tmp_path, weights):
     model = al.models.llama(
