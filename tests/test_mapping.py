@@ -586,6 +586,14 @@ WRONG = {
         lambda: NAMES.load(tensors(), two_layers(), X, key=3),
         "key: expected one jax.random.key(seed), got int.",
     ),
+    "load of strict": (
+        lambda: NAMES.load(tensors(), two_layers(), X, strict="no"),
+        "mapping: strict must be True or False, got 'no'.",
+    ),
+    "check of strict": (
+        lambda: NAMES.check(tensors(), two_layers(), X, strict=None),
+        "mapping: strict must be True or False, got None.",
+    ),
     "load of shardings": (
         lambda: NAMES.load(tensors(), two_layers(), X, shardings="x"),
         "shardings: expected a dict, {selector: PartitionSpec or Sharding}, got str.",

@@ -123,6 +123,7 @@ class WeightMapping:
                 is damaged, or a pickle.
         """
         check_key(key, optional=True)
+        check_flags("mapping", strict=strict)
         recorder, entries, links, found = self._compared(files, model, spec, dtype)
         places = shardings_of(recorder, shardings)
         refuse([each for each in found if strict or each.wrong])
@@ -166,6 +167,7 @@ class WeightMapping:
         Raises:
             ValueError: files and model differ, unless `strict` is false.
         """
+        check_flags("mapping", strict=strict)
         found = self._compared(files, model, spec, dtype).differences
         if strict:
             refuse(found)
