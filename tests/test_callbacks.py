@@ -397,6 +397,16 @@ def test_a_number_that_no_step_returns_cannot_be_watched():
         al.fit(count, 0, [None], epochs=1, callbacks=[watch])
 
 
+def test_several_numbers_cannot_be_watched():
+    watch, several = al.callbacks.stop_on_nonfinite(), {"loss": np.ones(2)}
+    with pytest.raises(TypeError) as caught:
+        al.fit(lambda s, b: (s, several), 0, [None], epochs=1, callbacks=[watch])
+    assert str(caught.value) == (
+        "stop_on_nonfinite: expected 'loss' to be one number, got float64[2]. "
+        "Choose another metric."
+    )
+
+
 def test_finite_training_is_left_alone():
     step, ts, data = breaking(1.0)
     watch = al.callbacks.stop_on_nonfinite(every=5)

@@ -72,6 +72,16 @@ def number(name: str, value: Any) -> Any:
     return float(array.item()) if array.ndim == 0 else array
 
 
+def single(where: str, name: str, value: Any) -> float:
+    """A metric that is one number; of several it is not known what to make."""
+    if not isinstance(value, float):
+        raise TypeError(
+            f"{where}: expected {name!r} to be one number, got {show(value)}. "
+            "Choose another metric."
+        )
+    return value
+
+
 def _is_float(array: Any) -> bool:
     """Whether it is of one of the float types that NumPy itself has not."""
     return bool(jnp.issubdtype(array.dtype, jnp.floating))

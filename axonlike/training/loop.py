@@ -18,7 +18,7 @@ from axonlike.training.batch import count_of
 from axonlike.training.events import EVENTS, Handler, Handlers
 from axonlike.training.feed import Feed
 from axonlike.training.history import History
-from axonlike.training.logs import Logs, check, is_logs, number
+from axonlike.training.logs import Logs, check, is_logs, number, single
 from axonlike.training.merged import Merged
 from axonlike.training.progress import REFRESH, display
 from axonlike.training.watch import VALIDATION, Mode, Watch
@@ -125,12 +125,7 @@ class Loop:
             name = next((n for n in MONITORED if n in metrics), MONITORED[0])
         if name not in metrics:
             raise PathError(where, name, metrics)
-        if not isinstance(metrics[name], float):
-            raise TypeError(
-                f"{where}: expected {name!r} to be one number, got "
-                f"{show(metrics[name])}. Choose another metric."
-            )
-        return metrics[name]
+        return single(where, name, metrics[name])
 
     def halt(self, reason: str) -> None:
         """Ends training when all that belongs to this step is done."""

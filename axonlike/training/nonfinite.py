@@ -13,6 +13,7 @@ from axonlike.inspect.nonfinite import locate_nonfinite
 from axonlike.training.batch import as_arrays, inputs_of
 from axonlike.training.events import Callback, Handlers
 from axonlike.training.kept import copied
+from axonlike.training.logs import single
 from axonlike.training.loss import losses_of, prepared
 from axonlike.training.options import whole
 from axonlike.training.step import TrainStep
@@ -36,6 +37,7 @@ def stop_on_nonfinite(metric: str = "loss", *, every: int = 20) -> Callback:
     Raises:
         ValueError: `every` is not positive.
         PathError: no step returns such a number.
+        TypeError: it is several numbers.
 
     Example:
         >>> import axonlike as al
@@ -82,9 +84,8 @@ class _Watcher:
     def step(self, loop: Any) -> None:
         """One more step has been started."""
         self._batches.append(loop.batch)
-        if not math.isfinite(loop.latest.get(self._metric, 0.0)) or (
-            loop.step == loop.total
-        ):
+        latest = loop.latest.get(self._metric, 0.0)
+        if not self._finite(latest) or loop.step == loop.total:
             self.look(loop)
         elif loop.step - self._states[-1][0] >= self._every:
             self._forget(loop)
@@ -100,9 +101,12 @@ class _Watcher:
         steps, values = loop.history.tail(self._metric, self._seen)
         self._seen += len(steps)
         for step, value in zip(steps, values, strict=True):
-            if not math.isfinite(value):
+            if not self._finite(value):
                 self._halt(loop, step, value)
                 return
+
+    def _finite(self, value: Any) -> bool:
+        return math.isfinite(single("stop_on_nonfinite", self._metric, value))
 
     def _forget(self, loop: Any) -> None:
         """Lets go of what comes before the newest copy that is known to be good."""
