@@ -70,7 +70,7 @@ def resolve(
     """
     copies, known = _structure(model)
     text = "/".join(map(spelled, path))
-    if "" in path:
+    if any(isinstance(step, str) and not step for step in path):
         raise _unknown(text, known)
     wanted = _starred(path, copies)
     if _once(wanted.path) in known or _may_emit(model, _once(wanted.path)):
@@ -111,7 +111,7 @@ def _hits(text: str, known: list[str], run: Iterable[str]) -> list[str]:
 def is_one(path: tuple[Any, ...], found: Mapping[str, Target]) -> bool:
     """Whether a path names one site: it is no glob, or one that only chooses copies."""
     names = next(iter(found.values())).path.split("/")
-    same = all(a in (b, "*") for a, b in zip(names, path, strict=False))
+    same = all(a in ("*", b) for a, b in zip(names, path, strict=False))
     return len(found) == 1 and len(names) == len(path) and same
 
 

@@ -718,6 +718,18 @@ def test_one_value_for_each_copy_may_be_of_numpy(stacked):
     close(put, values[[0, 0, 1, 3, 4, 5]])
 
 
+def test_copies_are_chosen_by_any_row_of_numbers():
+    model = stack(3)
+    params, state = made(model)
+    rows = [2, 0], np.array([2, 0]), jnp.array([2, 0])
+    read = al.compile(
+        [model["blocks/*/mlp"], *(model["blocks", k, "mlp"] for k in rows)]
+    )
+    every, *found = read(params, state, X)
+    for value in found:
+        close(value, every[jnp.array([2, 0])])
+
+
 @pytest.mark.parametrize("stacked", [True, False])
 def test_copies_that_are_chosen_twice_or_are_none(stacked):
     model = stack(stacked=stacked)
