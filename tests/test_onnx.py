@@ -466,6 +466,19 @@ def test_state_that_is_carried_goes_from_call_to_call(tmp_path):
         assert difference(ours, theirs) <= 1e-5
 
 
+def test_every_call_starts_from_the_state_in_the_file(tmp_path):
+    model, how = al.attention(2, causal=True, cache_length=4), {"decode": True}
+    params, empty = drawn(model, al.spec("1 3 4"))
+    _, state = model.apply(params, empty, normal(1, 2, 4), options=how)
+    path, x = tmp_path / "model.onnx", normal(1, 1, 4)
+    al.export_onnx(model, params, state, "1 1 4", path, options=how, check=False)
+    run = runner(path)
+    wanted, _ = model.apply(params, state, x, options=how)
+    for _ in range(2):
+        assert difference(wanted, run({"input": x})["output"]) <= 1e-5
+    assert difference(model.apply(params, empty, x, options=how)[0], wanted) > 1e-3
+
+
 # --- files
 
 
