@@ -594,6 +594,12 @@ def test_what_is_no_array_is_told_by_the_name_of_the_argument():
         al.locate_nonfinite(MODEL, PARAMS, STATE, "images")
     with pytest.raises(TypeError, match="args: expected arrays, got "):
         al.locate_nonfinite(MODEL, PARAMS, STATE, X, al.spec("b 4"), loss=loss)
+    for wrong in (("images",), (X, "targets")):
+        name = ("x", "args")[len(wrong) - 1]
+        with pytest.raises(
+            TypeError, match=f"nonfinite_guard: {name}: expected arrays"
+        ):
+            al.nonfinite_guard(MODEL, loss)(PARAMS, STATE, *wrong)
     with pytest.raises(TypeError, match="loss: expected one array, got str"):
         al.locate_nonfinite(al.identity, {}, {}, X, loss=lambda y: "mse")
 

@@ -94,8 +94,7 @@ def locate_nonfinite(
         model, _checked(loss), check_train(train), check_options(options)
     )
     key = check_key(key, optional=True)
-    for name, tree in (("params", params), ("state", state), ("x", x), ("args", args)):
-        _check_arrays(name, tree)
+    _check_arrays("locate_nonfinite", params=params, state=state, x=x, args=args)
     with jax.debug_nans(False), jax.debug_infs(False):
         return measure(params, state, x, args, key)
 
@@ -145,6 +144,7 @@ def nonfinite_guard(model: Any, loss: Loss | None = None) -> Callable[..., Guard
     ) -> Guarded:
         train = check_train(train)
         run = Run(check_key(key, optional=True), train, options)
+        _check_arrays("nonfinite_guard", params=params, state=state, x=x, args=args)
 
         def objective(params: Params) -> Any:
             y, after, _ = evaluate(model, params, state, x, run)
@@ -171,15 +171,14 @@ def _checked(loss: Any) -> Loss | None:
     )
 
 
-def _check_arrays(name: str, tree: PyTree) -> None:
+_ARRAYS = (jax.Array, np.ndarray, np.generic, int, float, complex)
+
+
+def _check_arrays(what: str, **trees: PyTree) -> None:
     """Refuses what is no array before `jax.jit` does, which names no argument of ours."""
-    for leaf in jax.tree.leaves(tree):
-        if not isinstance(
-            leaf, (jax.Array, np.ndarray, np.generic, int, float, complex)
-        ):
-            raise TypeError(
-                f"locate_nonfinite: {name}: expected arrays, got {show(tree)}."
-            )
+    for name, tree in trees.items():
+        if not all(isinstance(leaf, _ARRAYS) for leaf in jax.tree.leaves(tree)):
+            raise TypeError(f"{what}: {name}: expected arrays, got {show(tree)}.")
 
 
 def _measuring(
