@@ -90,9 +90,10 @@ def once(make: Callable[P, Metric]) -> Callable[P, Metric]:
     def made(*args: P.args, **options: P.kwargs) -> Metric:
         try:
             hash((args, *options.values()))
+            found = known
         except TypeError:  # an array
-            return make(*args, **options)
-        return known(*args, **options)
+            found = make
+        return found(*args, **options)
 
     return made
 
