@@ -586,8 +586,8 @@ def test_an_image_is_no_sequence_word_for_word(kind):
     with pytest.raises(al.ShapeError) as error:
         getattr(al, kind)(3).init(KEY, (None, 5, 6, 4))
     assert str(error.value) == (
-        f"{kind}_cell: expected (batch, n), got float32[_0, 6, 4]. A cell takes one step at "
-        "a time; lstm, gru and scan(cell) take sequences, (batch, time, n)."
+        f"{kind}_cell: expected (batch, n), got float32[_0, 6, 4]. A cell takes one step "
+        "at a time; lstm, gru and scan(cell) take sequences, (batch, time, n)."
     )
 
 
