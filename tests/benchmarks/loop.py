@@ -132,7 +132,7 @@ def alone(steps: int = 4000, rounds: int = 7) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Measures, prints, and writes the page."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rounds", type=int, default=81)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--dry", action="store_true", help="write no page")
     args = parser.parse_args(arguments)
