@@ -23,10 +23,10 @@ NATIVE = frozenset(PLAIN.split())
 """The dtypes that such a file has."""
 _OURS = "__axonlike__"
 # What zipfile, zlib, NumPy and the parser of its headers raise for bytes that are no
-# archive. zipfile has NotImplementedError for compressions and versions it does not know.
+# archive; RuntimeError for compressions, versions and ciphers that it does not know.
 _WRONG = (
-    zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError,
-    RuntimeError, OverflowError, SyntaxError, MemoryError, OSError,
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError,
+    OverflowError, SyntaxError, MemoryError, OSError,
     LookupError, TypeError, AttributeError, tokenize.TokenError,
 )  # fmt: skip
 
