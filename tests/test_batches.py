@@ -142,7 +142,7 @@ MISTAKES = {
     "no model": (
         lambda: al.predict_batches(jnp.tanh, {}, {}, []),
         TypeError,
-        "predict_batches: expected a layer, got PjitFunction. Write al.lift(function).",
+        "predict_batches: expected a layer, the model, got PjitFunction.",
     ),
     "size of a batch": (
         lambda: al.predict_batches(MODEL, PARAMS, STATE, [], batch_size=0),

@@ -729,7 +729,7 @@ def test_a_state_that_is_used_up_is_told():
 
 
 def test_neither_a_model_nor_an_optimizer_is_told():
-    with pytest.raises(TypeError, match=r"expected a layer, got .*al\.lift"):
+    with pytest.raises(TypeError, match="train_step: expected a layer, the model, got"):
         al.train_step(jnp.tanh, loss, ADAMW)
     with pytest.raises(TypeError, match="expected an optimizer of optax, got function"):
         al.train_step(network(), loss, optax.adam)

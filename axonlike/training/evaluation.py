@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from axonlike.io.given import check_layer
 from axonlike.layer import Layer
 from axonlike.training.batch import (
     as_arrays,
@@ -23,7 +24,7 @@ from axonlike.training.each import WholeBatchError
 from axonlike.training.loss import Loss, loss_fn, losses_of
 from axonlike.training.means import merge_means, value_of_mean
 from axonlike.training.metric import Metric, States, named
-from axonlike.training.options import check_data, check_layer, whole_or_none
+from axonlike.training.options import check_data, whole_or_none
 from axonlike.types import Array, Params, PyTree, State
 
 

@@ -11,6 +11,7 @@ from axonlike.combinators.lifted import remat as rematerialized
 from axonlike.errors import PathError, ShapeError
 from axonlike.evaluation import evaluate
 from axonlike.frame import Run
+from axonlike.io.given import check_layer
 from axonlike.layer import Layer
 from axonlike.policy import precision as with_precision
 from axonlike.spec import show
@@ -18,7 +19,6 @@ from axonlike.training.auxiliary import Aux, auxiliary, check_aux, is_weight
 from axonlike.training.batch import both, inputs_of, mask_of
 from axonlike.training.each import check_mean, one_by_one
 from axonlike.training.metric import States, measured, named
-from axonlike.training.options import check_layer
 from axonlike.types import Array, Key, Params, PyTree, State
 
 LossFunction = Callable[[Any, Any], Any]

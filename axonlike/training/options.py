@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any, cast
 
-from axonlike.layer import Layer
 from axonlike.spec import show
 
 
@@ -51,14 +50,6 @@ def shown(value: Any) -> str:
     """A number or text as it is, of an array no numbers."""
     is_short = value is None or isinstance(value, (str, Real))
     return repr(value) if is_short else show(value)
-
-
-def check_layer(where: str, model: Any) -> None:
-    """Refuses what is no layer."""
-    if not isinstance(model, Layer):
-        raise TypeError(
-            f"{where}: expected a layer, got {show(model)}. Write al.lift(function)."
-        )
 
 
 def check_data(where: str, data: Any) -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from axonlike.evaluation import check_key
+from axonlike.io.given import check_layer
 from axonlike.layer import Layer
 from axonlike.params import merge
 from axonlike.selector import Where
@@ -23,7 +24,7 @@ from axonlike.training.evaluation import Evaluation
 from axonlike.training.gradients import grad_fn, parted
 from axonlike.training.loss import Loss, Out, loss_fn
 from axonlike.training.metric import Logs, named
-from axonlike.training.options import check_layer, is_number, shown, whole_or_none
+from axonlike.training.options import is_number, shown, whole_or_none
 from axonlike.training.state import (
     LossScale,
     TrainState,
